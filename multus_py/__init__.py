@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A meta-CNI: one pod, several network interfaces."""

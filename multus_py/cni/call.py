@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One call from a runtime: the verb, the CNI_* environment and the config from standard input, parsed and frozen."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from multus_py.cni import names, versions
+from multus_py.cni.errors import CniError, Code
+
+# What each verb needs in its environment (spec section 2; libcni asks the same of its plugins).
+_NEEDS = {
+    "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"),
+    "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"),
+    "DEL": ("CNI_CONTAINERID", "CNI_IFNAME", "CNI_PATH"),
+    "GC": ("CNI_PATH",),
+    "STATUS": ("CNI_PATH",),
+    "VERSION": (),
+}
+INPUT_LIMIT = 16 * 1024 * 1024  # bytes of config or reply that we are ready to read
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a plugin is asked: one verb for one interface of one sandbox.
+
+    *config* is the network config from standard input as parsed JSON: a mapping that nobody changes; *args* are the
+    pairs of CNI_ARGS in order; *path* the folders of CNI_PATH; *netns* the path of the sandbox's namespace, "" when
+    the runtime has none any more.
+    """
+
+    verb: str
+    container_id: str = ""
+    netns: str = ""
+    ifname: str = ""
+    args: tuple[tuple[str, str], ...] = ()
+    path: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    same_netns_allowed: bool = False
+
+    @property
+    def version(self) -> str:
+        """The caller's cniVersion."""
+        return versions.known(self.config.get("cniVersion"))
+
+    def arg(self, key: str) -> str:
+        """Return the last value of *key* in CNI_ARGS, "" when it is absent (the last one wins, as in Go)."""
+        return next((value for name, value in reversed(self.args) if name == key), "")
+
+    def environment(self) -> dict[str, str]:
+        """Return the CNI_* variables that an executable gets for this call."""
+        env = {
+            "CNI_COMMAND": self.verb,
+            "CNI_CONTAINERID": self.container_id,
+            "CNI_NETNS": self.netns,
+            "CNI_IFNAME": self.ifname,
+            "CNI_ARGS": ";".join(f"{name}={value}" for name, value in self.args),
+            "CNI_PATH": ":".join(self.path),
+        }
+        return {**env, "CNI_NETNS_OVERRIDE": "true"} if self.same_netns_allowed else env
+
+    def with_config(self, config: Mapping[str, Any]) -> "Call":
+        """Return the same call with another config."""
+        return replace(self, config=config)
+
+
+def parse(env: Mapping[str, str], stdin: bytes) -> Call:
+    """Read a call from its environment and standard input; codes 3, 4, 6 and 7 as the spec gives them."""
+    verb = env.get("CNI_COMMAND", "")
+    if verb not in _NEEDS:
+        raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_COMMAND {verb!r} is not a verb", f"known: {', '.join(_NEEDS)}")
+    if missing := [name for name in _NEEDS[verb] if not env.get(name) and name != "CNI_CONTAINERID"]:
+        raise CniError(Code.INVALID_ENVIRONMENT, f"required environment is missing: {', '.join(missing)}")
+    attached = "CNI_IFNAME" in _NEEDS[verb]
+    return Call(
+        verb=verb,
+        container_id=names.container_id(env.get("CNI_CONTAINERID", "")) if attached else "",
+        netns=env.get("CNI_NETNS", ""),
+        ifname=names.interface(env.get("CNI_IFNAME", "")) if attached else "",
+        args=cni_args(env.get("CNI_ARGS", "")),
+        path=tuple(folder for folder in env.get("CNI_PATH", "").split(":") if folder),
+        config=MappingProxyType(network_config(stdin)) if verb != "VERSION" else MappingProxyType(json_object(stdin)),
+        same_netns_allowed=env.get("CNI_NETNS_OVERRIDE", "").lower() in ("true", "1"),
+    )
+
+
+def cni_args(text: str) -> tuple[tuple[str, str], ...]:
+    """Read CNI_ARGS, `KEY=value;KEY=value`; values may hold '=' (code 4 for an item without one)."""
+    pairs = []
+    for item in text.split(";"):
+        if not item:
+            continue
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_ARGS: {item!r} is not KEY=value")
+        pairs.append((key, value))
+    return tuple(pairs)
+
+
+def network_config(stdin: bytes) -> dict[str, Any]:
+    """Read the config on standard input: an object with a name and a version that we speak."""
+    config = json_object(stdin)
+    versions.known(config.get("cniVersion"))
+    names.network(config.get("name"), "the config on standard input, key 'name'")
+    return config
+
+
+def json_object(text: bytes | str, what: str = "the config on standard input") -> dict[str, Any]:
+    """Parse one JSON object; code 6 with line and column when it is none."""
+    if len(text) > INPUT_LIMIT:
+        raise CniError(Code.DECODE, f"{what} is larger than {INPUT_LIMIT} bytes")
+    try:
+        body = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as cause:
+        place = (
+            f"line {cause.lineno} column {cause.colno}: {cause.msg}"
+            if isinstance(cause, json.JSONDecodeError)
+            else str(cause)
+        )
+        raise CniError(Code.DECODE, f"{what} is not JSON: {place}") from cause
+    if not isinstance(body, dict):
+        raise CniError(Code.DECODE, f"{what} must be a JSON object, it is {type(body).__name__}")
+    return body
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network configuration list (CNI spec 1.1.0, section 1): one network's plugins, each config as it was written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from multus_py.cni import names, versions
+from multus_py.cni.errors import CniError, Code
+
+
+@dataclass(frozen=True)
+class Conflist:
+    """One network: name, version, and the plugins' configs untouched (unknown keys are the plugins' business)."""
+
+    name: str
+    version: str
+    plugins: tuple[Mapping[str, Any], ...]
+    disable_check: bool = False
+    disable_gc: bool = False
+    only_inlined: bool = False
+    single: bool = False  # written as one plugin's config, not as a list: delegates are told so in their config
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The plugins' types, in order."""
+        return tuple(str(plugin["type"]) for plugin in self.plugins)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the list as libcni writes it."""
+        body: dict[str, Any] = {
+            "cniVersion": self.version,
+            "name": self.name,
+            "plugins": [dict(plugin) for plugin in self.plugins],
+        }
+        flags = {
+            "disableCheck": self.disable_check,
+            "disableGC": self.disable_gc,
+            "loadOnlyInlinedPlugins": self.only_inlined,
+        }
+        return {**body, **{key: True for key, value in flags.items() if value}}
+
+
+def parse(body: Mapping[str, Any], default_name: str = "", where: str = "config") -> Conflist:
+    """Read a list, or a single plugin's config as a list of one; code 7 names what is wrong.
+
+    *default_name* is used when the config has no name of its own.
+    """
+    single = "plugins" not in body
+    plugins = [body] if single else body["plugins"]
+    if not isinstance(plugins, list) or not all(isinstance(plugin, Mapping) for plugin in plugins):
+        raise CniError(Code.INVALID_CONFIG, f"{where}: 'plugins' must be a list of objects")
+    only_inlined = _flag(body, "loadOnlyInlinedPlugins", where)
+    if not plugins and only_inlined:
+        raise CniError(Code.INVALID_CONFIG, f"{where}: 'plugins' is empty", "name at least one plugin")
+    for n, plugin in enumerate(plugins):
+        names.plugin_type(plugin.get("type"), where if single else f"{where}: plugins[{n}]")
+    return Conflist(
+        name=names.network(body.get("name") or default_name, f"{where}: name"),
+        version=_version(body, where),
+        plugins=tuple(plugins),
+        disable_check=_flag(body, "disableCheck", where),
+        disable_gc=_flag(body, "disableGC", where),
+        only_inlined=only_inlined,
+        single=single,
+    )
+
+
+def _version(body: Mapping[str, Any], where: str) -> str:
+    """Return the highest of cniVersion and cniVersions that we speak (spec 1.1.0: `cniVersions`)."""
+    offered = body.get("cniVersions")
+    if offered is None:
+        return versions.known(body.get("cniVersion"))
+    if not isinstance(offered, list) or not all(isinstance(item, str) for item in offered):
+        raise CniError(Code.INVALID_CONFIG, f"{where}: 'cniVersions' must be a list of versions")
+    spoken: list[str] = [item for item in [*offered, body.get("cniVersion")] if item in versions.SUPPORTED]
+    if not spoken:
+        raise CniError(
+            Code.INCOMPATIBLE_VERSION,
+            f"{where}: none of cniVersions {offered} is supported",
+            f"supported: {', '.join(versions.SUPPORTED)}",
+        )
+    return max(spoken, key=versions.SUPPORTED.index)
+
+
+def _flag(body: Mapping[str, Any], key: str, where: str) -> bool:
+    value = body.get(key)
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise CniError(Code.INVALID_CONFIG, f"{where}: {key!r} must be true or false, it is {value!r}")

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one family of errors: a CNI error with its code (CNI spec 1.1.0, section 5 "Error").
+
+CniError              anything that a runtime is told: code, message, details
+ └─ PluginError       a delegate said it: its own code and message, passed through
+"""
+
+from collections.abc import Iterable, Mapping
+from enum import IntEnum
+from typing import Any
+
+
+class Code(IntEnum):
+    """Error codes of the CNI specification; 100 and above belong to plugins."""
+
+    INCOMPATIBLE_VERSION = 1
+    UNSUPPORTED_FIELD = 2
+    UNKNOWN_CONTAINER = 3
+    INVALID_ENVIRONMENT = 4
+    IO = 5
+    DECODE = 6
+    INVALID_CONFIG = 7
+    SAME_NAMESPACE = 8
+    TRY_AGAIN = 11
+    NOT_AVAILABLE = 50
+    LIMITED_CONNECTIVITY = 51
+    INTERNAL = 999
+
+
+class CniError(Exception):
+    """An error with the code that the runtime is told.
+
+    *code* is one of `Code` or a delegate's own number, *details* says what to do or what came along.
+    """
+
+    def __init__(self, code: int, msg: str, details: str = "") -> None:
+        super().__init__(msg)
+        self.code = int(code)
+        self.msg = msg
+        self.details = details
+
+    def __str__(self) -> str:
+        return f"{self.msg}; {self.details}" if self.details else self.msg
+
+    def while_(self, doing: str) -> "CniError":
+        """Return the same error, code kept, with what we were doing in front of the message."""
+        return type(self)(self.code, f"{doing}: {self.msg}", self.details)
+
+    def to_json(self, version: str) -> dict[str, Any]:
+        """Return the object that goes to standard output (spec: keys cniVersion, code, msg, details)."""
+        notes = "; ".join([part for part in [self.details, *getattr(self, "__notes__", ())] if part])
+        body: dict[str, Any] = {"cniVersion": version, "code": self.code, "msg": self.msg}
+        return {**body, "details": notes} if notes else body
+
+
+class PluginError(CniError):
+    """A delegate's own error."""
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any], plugin: str) -> "PluginError":
+        """Read what the executable *plugin* printed; a reply without a usable code gets 999."""
+        code = body.get("code")
+        usable = isinstance(code, int) and not isinstance(code, bool) and code > 0
+        msg = body.get("msg")
+        details = body.get("details")
+        return cls(
+            code if usable and code is not None else Code.INTERNAL,
+            f"plugin {plugin}: {msg if isinstance(msg, str) and msg else 'failed without a message'}",
+            details if isinstance(details, str) else "",
+        )
+
+
+def gathered(doing: str, troubles: Iterable[CniError]) -> CniError:
+    """Return one error for several: the code of the first, the messages of all."""
+    told = list(troubles)
+    return CniError(
+        told[0].code,
+        f"{doing}: " + " / ".join(trouble.msg for trouble in told),
+        "; ".join(trouble.details for trouble in told if trouble.details),
+    )

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Identifiers that come from outside and may become a path or an interface: checked here, once."""
+
+import re
+
+from multus_py.cni.errors import CniError, Code
+
+# Both patterns: CNI spec 1.1.0, sections 2 (CNI_CONTAINERID) and 1 (name).
+_IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*\Z")
+# A plugin type is a file name on CNI_PATH: no separator, no leading dot.
+_TYPE = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.+\-]*\Z")
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?\Z")
+_SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9\-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9\-]*[a-z0-9])?)*\Z")
+IFNAME_MAX = 15  # IFNAMSIZ less the final zero: linux/if.h
+_FILE_NAME_MAX = 200  # leaves room in the 255 bytes of a name for what we join to it
+
+
+def container_id(text: str) -> str:
+    """Return *text* when it is a container id; code 3 when it is missing, 4 when it has other characters."""
+    if not text:
+        raise CniError(Code.UNKNOWN_CONTAINER, "CNI_CONTAINERID is missing")
+    if not _IDENTIFIER.match(text) or len(text) > _FILE_NAME_MAX:
+        raise CniError(
+            Code.INVALID_ENVIRONMENT,
+            f"CNI_CONTAINERID {text!r} is not a container id",
+            "letters, digits, '_', '.', '-', first a letter or digit, at most 200",
+        )
+    return text
+
+
+def network(text: object, where: str = "network") -> str:
+    """Return *text* when it can be the name of a network (code 7 otherwise)."""
+    if not isinstance(text, str) or not _IDENTIFIER.match(text) or len(text) > _FILE_NAME_MAX:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"{where}: {text!r} is not a network name",
+            "letters, digits, '_', '.', '-', first a letter or digit, at most 200",
+        )
+    return text
+
+
+def plugin_type(text: object, where: str = "plugin") -> str:
+    """Return *text* when it can be the file name of a plugin (code 7 otherwise)."""
+    if not isinstance(text, str) or not text:
+        raise CniError(Code.INVALID_CONFIG, f"{where}: 'type' is missing", 'name the plugin, such as "bridge"')
+    if not _TYPE.match(text) or len(text) > _FILE_NAME_MAX:
+        raise CniError(
+            Code.INVALID_CONFIG, f"{where}: type {text!r} is not the name of a plugin", "a file name, without a path"
+        )
+    return text
+
+
+def interface_trouble(text: str) -> str:
+    """Say what keeps *text* from being an interface name; "" when nothing does (libcni's rules)."""
+    if not text:
+        return "an interface name cannot be empty"
+    if len(text.encode(errors="surrogateescape")) > IFNAME_MAX:
+        return f"an interface name has at most {IFNAME_MAX} bytes, {text!r} has more"
+    if text in (".", ".."):
+        return f"{text!r} cannot be an interface name"
+    if any(sign in "/:" or sign.isspace() or not sign.isprintable() for sign in text):
+        return f"an interface name has no '/', ':', blank or control character, {text!r} has"
+    return ""
+
+
+def interface(text: str, where: str = "CNI_IFNAME", code: int = Code.INVALID_ENVIRONMENT) -> str:
+    """Return *text* when the kernel and the spec take it as an interface name."""
+    if trouble := interface_trouble(text):
+        raise CniError(code, f"{where}: {trouble}")
+    return text
+
+
+def is_label(text: str) -> bool:
+    """Tell whether *text* is a DNS-1123 label (RFC 1123): what the short form allows for names."""
+    return bool(_LABEL.match(text))
+
+
+def is_subdomain(text: str) -> bool:
+    """Tell whether *text* is a DNS-1123 subdomain of at most 253 characters: what an object's name may be."""
+    return len(text) <= 253 and bool(_SUBDOMAIN.match(text))

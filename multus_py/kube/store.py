@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seam to the cluster: what a store holds and the verbs it answers. The stores themselves live beside this file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from multus_py.cni.errors import CniError, Code
+
+NETWORKS = "k8s.v1.cni.cncf.io/networks"
+NETWORK_STATUS = "k8s.v1.cni.cncf.io/network-status"
+DEFAULT_NETWORK = "v1.multus-cni.io/default-network"
+RESOURCE_NAME = "k8s.v1.cni.cncf.io/resourceName"
+CONFIG_SOURCE = "kubernetes.io/config.source"
+
+
+class NotFound(CniError):
+    """The store answered, and the object is not there."""
+
+
+class Unavailable(CniError):
+    """The store did not answer within its deadline: to be tried again (code 11)."""
+
+    def __init__(self, msg: str, details: str = "") -> None:
+        super().__init__(Code.TRY_AGAIN, msg, details)
+
+
+@dataclass(frozen=True)
+class PodRef:
+    """Which pod: namespace and name, and the uid that the runtime knows it by ("" when it said none)."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Pod:
+    """What we need to know of a pod."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    node: str = ""
+
+    @property
+    def ref(self) -> PodRef:
+        """The pod's own reference."""
+        return PodRef(self.namespace, self.name, self.uid)
+
+    @property
+    def is_static(self) -> bool:
+        """Tell whether kubelet read the pod from a file or URL: the API's mirror of it has another uid."""
+        return self.annotations.get(CONFIG_SOURCE, "api") != "api"
+
+
+@dataclass(frozen=True)
+class NetworkDefinition:
+    """A NetworkAttachmentDefinition: *config* is `spec.config`, JSON text, "" when it is empty or absent."""
+
+    namespace: str
+    name: str
+    config: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+class KubeStore(Protocol):
+    """Where pods and definitions are read and statuses are told. Every verb has the store's own deadline."""
+
+    def pod(self, ref: PodRef) -> Pod:
+        """Return the pod; `NotFound` when there is none of that name (a uid that differs is the caller's business)."""
+
+    def definition(self, namespace: str, name: str) -> NetworkDefinition:
+        """Return the definition; `NotFound` when there is none."""
+
+    def publish_status(self, pod: Pod, text: str) -> None:
+        """Write the network-status annotation, whole; `NotFound` when the pod went away or has another uid now."""
+
+    def event(self, pod: Pod, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+        """Tell an Event about the pod."""
+
+    def forget(self, ref: PodRef) -> None:
+        """The sandbox of this pod is gone: drop what this store itself keeps of it. Never fails on an unknown pod."""
