@@ -74,6 +74,7 @@ def parse(env: Mapping[str, str], stdin: bytes) -> Call:
     if missing := [name for name in _NEEDS[verb] if not env.get(name) and name != "CNI_CONTAINERID"]:
         raise CniError(Code.INVALID_ENVIRONMENT, f"required environment is missing: {', '.join(missing)}")
     attached = "CNI_IFNAME" in _NEEDS[verb]
+    config = json_object(stdin or b"{}") if verb == "VERSION" else network_config(stdin, verb)
     return Call(
         verb=verb,
         container_id=names.container_id(env.get("CNI_CONTAINERID", "")) if attached else "",
@@ -81,7 +82,7 @@ def parse(env: Mapping[str, str], stdin: bytes) -> Call:
         ifname=names.interface(env.get("CNI_IFNAME", "")) if attached else "",
         args=cni_args(env.get("CNI_ARGS", "")),
         path=tuple(folder for folder in env.get("CNI_PATH", "").split(":") if folder),
-        config=MappingProxyType(network_config(stdin)) if verb != "VERSION" else MappingProxyType(json_object(stdin)),
+        config=MappingProxyType(config),
         same_netns_allowed=env.get("CNI_NETNS_OVERRIDE", "").lower() in ("true", "1"),
     )
 
@@ -99,10 +100,14 @@ def cni_args(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def network_config(stdin: bytes) -> dict[str, Any]:
-    """Read the config on standard input: an object with a name and a version that we speak."""
+def network_config(stdin: bytes, verb: str) -> dict[str, Any]:
+    """Read the config on standard input: an object with a name and a version that we speak and that has *verb*."""
     config = json_object(stdin)
-    versions.known(config.get("cniVersion"))
+    version = versions.known(config.get("cniVersion"))
+    if not versions.has(verb, version):
+        raise CniError(
+            Code.INCOMPATIBLE_VERSION, f"cniVersion {version} has no {verb}", f"it came with {versions.SINCE[verb]}"
+        )
     names.network(config.get("name"), "the config on standard input, key 'name'")
     return config
 

@@ -18,6 +18,8 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Cidr = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Extra = Mapping[str, Any]
+_PLAIN_KEYS = ("cniVersion", "interfaces", "ips", "routes", "dns")
+_PAIR_KEYS = ("cniVersion", "ip4", "ip6", "dns")
 T = TypeVar("T")
 
 
@@ -114,7 +116,7 @@ def _read_plain(body: Mapping[str, Any]) -> Result:
         ips=tuple(_ip(item, f"ips[{n}]") for n, item in enumerate(_objects(body, "ips"))),
         routes=tuple(_route(item, f"routes[{n}]") for n, item in enumerate(_objects(body, "routes"))),
         dns=_dns(body),
-        extra=_others(body, "cniVersion", "interfaces", "ips", "routes", "dns"),
+        extra=_others(body, *_PLAIN_KEYS),
     )
 
 
@@ -129,7 +131,7 @@ def _write_plain(result: Result, version: str) -> dict[str, Any]:
     # Up to 0.4.0 the key was always there; Go's structs of 1.0.0 leave an empty one out.
     if dns or not versions.at_least(version, "1.0.0"):
         filled["dns"] = dns
-    return {**filled, **result.extra}
+    return {**filled, **_others(result.extra, *_PLAIN_KEYS)}
 
 
 def _interface_body(item: Interface, version: str) -> dict[str, Any]:
@@ -174,9 +176,7 @@ def _read_pair(body: Mapping[str, Any]) -> Result:
             raise _wrong(key, "must be an object")
         ips.append(IP(_cidr(part.get("ip"), f"{key}.ip"), _address(part.get("gateway"), f"{key}.gateway")))
         routes += [_route(item, f"{key}.routes[{n}]") for n, item in enumerate(_objects(part, "routes", key))]
-    return Result(
-        ips=tuple(ips), routes=tuple(routes), dns=_dns(body), extra=_others(body, "cniVersion", "ip4", "ip6", "dns")
-    )
+    return Result(ips=tuple(ips), routes=tuple(routes), dns=_dns(body), extra=_others(body, *_PAIR_KEYS))
 
 
 def _write_pair(result: Result, version: str) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def _write_pair(result: Result, version: str) -> dict[str, Any]:
             f"a result without addresses cannot be said in cniVersion {version}",
             "use cniVersion 0.3.0 or newer",
         )
-    return {**body, "dns": result.dns.to_json(), **result.extra}
+    return {**body, "dns": result.dns.to_json(), **_others(result.extra, *_PAIR_KEYS)}
 
 
 @dataclass(frozen=True)

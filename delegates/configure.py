@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An interface in the pod gets what IPAM gave: addresses, then up, then routes. Runs on a thread inside the pod's namespace."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from multus_py import netlink
+from multus_py.cni.call import Call
+from multus_py.cni.delegate import Request
+from multus_py.cni.errors import CniError, Code
+from multus_py.cni.result import IP, Address, Result, Route
+from multus_py.cni.result import read as read_result
+from multus_py.fields import Fields
+from multus_py.netlink import Link, Netlink
+
+_DAD_SECONDS = 5.0  # the reference plugins wait as long
+_IFF_RUNNING = 0x40
+
+
+def ipam_type(call: Call) -> str:
+    """Return the type of the config's IPAM plugin, "" for an interface without addresses."""
+    return Fields(Fields(call.config, "config").table("ipam"), "ipam").text("type")
+
+
+def ask_ipam(request: Request, kind: str) -> Result:
+    """Ask the IPAM plugin *kind* for addresses; one without any is refused."""
+    given = request.ask(kind, request.call)
+    if given is None or not given.ips:
+        raise CniError(
+            Code.INTERNAL, f"IPAM plugin {kind} returned missing IP config", "give it addresses to hand out"
+        )
+    return given
+
+
+def release(request: Request, kind: str) -> None:
+    """Tell the IPAM plugin *kind* that an ADD did not come to pass."""
+    request.ask(kind, replace(request.call, verb="DEL"))
+
+
+def configure(kernel: Netlink, link: Link, ips: Iterable[IP], routes: Iterable[Route]) -> None:
+    """Give *link* its addresses, set it up, wait for IPv6's duplicate detection, and add the routes."""
+    given = tuple(ips)
+    if any(ip.address.version == 6 for ip in given):
+        _allow_ipv6(link.name)
+    for ip in given:
+        kernel.add_address(link.index, ip.address)
+    kernel.set_link(link.index, up=True)
+    _await_unique(kernel, link, given)
+    gateways = {ip.gateway.version: ip.gateway for ip in reversed(given) if ip.gateway}
+    for route in routes:
+        kernel.add_route(_kernel_route(route, link.index, gateways))
+
+
+def verify(kernel: Netlink, link: Link, promised: Result) -> None:
+    """Raise when *link* lacks an address or the namespace a route that *promised* names."""
+    held = {address.interface for address in kernel.addresses(link.index)}
+    indexes = [n for n, interface in enumerate(promised.interfaces) if interface.name == link.name and interface.sandbox]
+    for ip in promised.ips:
+        if ip.interface in (None, *indexes) and ip.address not in held:
+            raise _broken(link.name, f"has no address {ip.address}")
+    found = [(route.dst, route.gateway) for route in kernel.routes(table=0) if route.ifindex == link.index or route.hops]
+    destinations = {dst for dst, _ in found}
+    for route in promised.routes:
+        if route.dst not in destinations or (route.gw and (route.dst, route.gw) not in found):
+            raise _broken(link.name, f"has no route to {route.dst}{f' via {route.gw}' if route.gw else ''}")
+
+
+def promised(call: Call) -> Result:
+    """Return the prevResult of a CHECK; code 7 when the runtime sent none."""
+    body = call.config.get("prevResult")
+    if not isinstance(body, dict):
+        raise CniError(Code.INVALID_CONFIG, "required prevResult is missing", "CHECK compares with the result of ADD")
+    return read_result(body, call.version)
+
+
+def pod_interface(kernel: Netlink, call: Call, kind: str) -> Link:
+    """Return the pod's interface for a CHECK; raise when it is gone or of another kind."""
+    link = kernel.find_link(call.ifname)
+    if link is None:
+        raise _broken(call.ifname, "is gone")
+    if link.kind != kind:
+        raise _broken(call.ifname, f"is no {kind}, it is {link.kind or 'a device'}")
+    return link
+
+
+def verify_mac(link: Link, promised: Result) -> None:
+    """Raise when the pod's interface has another hardware address than *promised*."""
+    mine = next((item for item in promised.interfaces if item.name == link.name and item.sandbox), None)
+    if mine is None:
+        raise _broken(link.name, "is not in prevResult")
+    if mine.mac and mine.mac.lower() != link.mac:
+        raise _broken(link.name, f"has the hardware address {link.mac}, {mine.mac} was promised")
+
+
+def remove_interface(netns: str, ifname: str) -> None:
+    """Delete the pod's interface; a namespace or an interface that is gone already is success."""
+    if not netns:
+        return
+    try:
+        with netlink.open(netns) as kernel:
+            if link := kernel.find_link(ifname):
+                kernel.delete_link(link.index)
+    except netlink.NoNamespace:
+        return
+
+
+def _broken(ifname: str, what: str) -> CniError:
+    return CniError(Code.INTERNAL, f"interface {ifname} {what}", "the pod's network is not what ADD made")
+
+
+def _allow_ipv6(ifname: str) -> None:
+    """Switch IPv6 on where a runtime left it off, and keep addresses when the interface goes down."""
+    for name in ("lo", ifname):
+        setting = f"net/ipv6/conf/{name}/disable_ipv6"
+        if netlink.read_sysctl(setting) not in ("0", None):
+            netlink.write_sysctl(setting, "0")
+    netlink.write_sysctl(f"net/ipv6/conf/{ifname}/keep_addr_on_down", "1")
+
+
+def _await_unique(kernel: Netlink, link: Link, given: tuple[IP, ...]) -> None:
+    """Wait until duplicate address detection is through: a program that binds a tentative address would fail."""
+    mine = [ip.address for ip in given if ip.address.version == 6]
+    if not mine or not kernel.link(link.index).flags & _IFF_RUNNING:
+        return  # without a carrier the detection does not begin
+    kernel.await_addresses(link.index, mine, _DAD_SECONDS)
+    failed = [
+        address.interface
+        for address in kernel.addresses(link.index, 6)
+        if address.interface in mine and address.flags & netlink.DADFAILED
+    ]
+    if failed:
+        raise CniError(
+            Code.TRY_AGAIN,
+            f"address {failed[0]} of interface {link.name} is in use by somebody else on the link",
+            "duplicate address detection (RFC 4862) heard an answer",
+        )
+
+
+def _kernel_route(route: Route, ifindex: int, gateways: dict[int, Address]) -> netlink.Route:
+    return netlink.Route(
+        dst=route.dst,
+        gateway=route.gw or gateways.get(route.dst.version),
+        ifindex=ifindex,
+        priority=route.priority,
+        table=netlink.MAIN_TABLE if route.table is None else route.table,
+        scope=route.scope or 0,
+        mtu=route.mtu,
+        advmss=route.advmss,
+    )

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The macvlan delegate: an interface in the pod that shares a device of the host, with its own hardware address."""
+
+import errno
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from multus_py import netlink
+from multus_py.cni import names
+from multus_py.cni import result as results
+from multus_py.cni.call import Call
+from multus_py.cni.delegate import Request
+from multus_py.cni.errors import CniError, Code, gathered
+from multus_py.cni.result import DNS, IP, Interface, Result
+from multus_py.delegates import configure, requested
+from multus_py.fields import Fields
+from multus_py.netlink import Link, Netlink
+from multus_py.schemas import keys
+from multus_py.undo import Undo
+
+SCHEMA: Mapping[str, Any] = keys.load("macvlan")
+_QUEUE_MAX = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Config:
+    """A macvlan config, checked. *master* "" means the interface of the default route; *queue* None: the kernel's own."""
+
+    master: str
+    mode: str
+    mtu: int
+    mac: str
+    queue: int | None
+    inside: bool
+    ipam: str
+    dns: DNS
+
+
+def parse(call: Call) -> Config:
+    """Read the config and what the call asks for beside it; code 7 names the key that is wrong."""
+    fields = Fields(call.config, "macvlan")
+    mode = fields.text("mode") or "bridge"
+    if mode not in netlink.MACVLAN_MODES:
+        raise CniError(
+            Code.INVALID_CONFIG, f"unknown macvlan mode: {mode!r:.80}", f"one of {', '.join(netlink.MACVLAN_MODES)}"
+        )
+    master = fields.text("master")
+    queue = fields.number("bcqueuelen")
+    if queue > _QUEUE_MAX:
+        raise fields.wrong("bcqueuelen", f"at most {_QUEUE_MAX}")
+    return Config(
+        master=names.interface(master, "macvlan: 'master'", Code.INVALID_CONFIG) if master else "",
+        mode=mode,
+        mtu=fields.number("mtu"),
+        mac=requested.mac(call, requested.cni_arg_mac(call), fields.text("mac")),
+        queue=queue or None,
+        inside=fields.flag("linkInContainer"),
+        ipam=configure.ipam_type(call),
+        dns=results.read({"dns": call.config.get("dns")}, "1.0.0").dns,
+    )
+
+
+def add(request: Request) -> Result:
+    """Make the interface in the pod and give it its addresses; whatever fails, it is taken back."""
+    call, config = request.call, parse(request.call)
+    with netlink.open(call.netns if config.inside else None) as home, Undo() as undo:
+        made = _make(home, call, config, undo)
+        given = Result()
+        if config.ipam:
+            undo.add(configure.release, request, config.ipam)
+            given = configure.ask_ipam(request, config.ipam)
+        ips = tuple(replace(ip, interface=0) for ip in given.ips)
+        pod = netlink.visit(call.netns, lambda: _dress(call, made, ips, given))
+        result = Result(
+            interfaces=(Interface(pod.name, pod.mac, sandbox=call.netns),), ips=ips, routes=given.routes, dns=config.dns
+        )
+        undo.keep()
+    return result
+
+
+def delete(request: Request) -> None:
+    """Remove the interface and release the addresses, each whatever the other met."""
+    call = request.call
+    kind = configure.ipam_type(call)
+    troubles = []
+    try:
+        if kind:
+            request.ask(kind, call)
+    except CniError as trouble:
+        troubles.append(trouble)
+    try:
+        configure.remove_interface(call.netns, call.ifname)
+    except CniError as trouble:
+        troubles.append(trouble)
+    if troubles:
+        raise gathered(f"delete {call.ifname}", troubles)
+
+
+def check(request: Request) -> None:
+    """Raise when the interface, its master, its mode, an address or a route is not what ADD answered."""
+    call, config = request.call, parse(request.call)
+    if config.ipam:
+        request.ask(config.ipam, call)
+    promised = configure.promised(call)
+    with netlink.open(call.netns) as inside:
+        pod = configure.pod_interface(inside, call, "macvlan")
+        configure.verify_mac(pod, promised)
+        configure.verify(inside, pod, promised)
+    if pod.macvlan_mode != config.mode:
+        raise CniError(
+            Code.INTERNAL, f"interface {call.ifname} has the mode {pod.macvlan_mode}, not {config.mode}", "make it anew"
+        )
+    with netlink.open(call.netns if config.inside else None) as home:
+        master = _master(home, config)
+        if master.index != pod.parent:
+            raise CniError(
+                Code.INTERNAL, f"the master of {call.ifname} is not {master.name}", "its master went away, or came anew"
+            )
+
+
+def status(request: Request) -> None:
+    """Raise code 50 when the master is missing, or what the IPAM plugin raises."""
+    config = parse(request.call)
+    if not config.inside:
+        with netlink.open() as home:
+            try:
+                _master(home, config)
+            except CniError as cause:
+                raise CniError(Code.NOT_AVAILABLE, cause.msg, cause.details) from cause
+    if config.ipam:
+        request.ask(config.ipam, request.call)
+
+
+def _make(home: Netlink, call: Call, config: Config, undo: Undo) -> str:
+    """Make the interface in the pod; return its name there, which is the asked one or one drawn at random."""
+    master = _master(home, config)
+    if config.mtu > master.mtu:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"invalid MTU {config.mtu}, must be [0, master MTU({master.mtu})]",
+            f"macvlan cannot send what {master.name} cannot",
+        )
+    try:
+        return _create(home, call.ifname, master, call, config, undo)
+    except netlink.NetlinkError as trouble:
+        if trouble.errno != errno.EEXIST:
+            raise
+    # The kernel looks a new link's name up where it was asked, not where the link will be: a name that is busy there is
+    # refused although the pod has it free, so the link gets another one and is renamed inside.
+    return _create(home, f"macv{secrets.token_hex(4)}", master, call, config, undo)
+
+
+def _create(home: Netlink, name: str, master: Link, call: Call, config: Config, undo: Undo) -> str:
+    netns = "" if config.inside else call.netns
+    home.create_macvlan(
+        name, master.index, config.mode, netns=netns, mtu=config.mtu, mac=config.mac, queue=config.queue
+    )
+    undo.add(configure.remove_interface, call.netns, name)
+    return name
+
+
+def _master(home: Netlink, config: Config) -> Link:
+    """Return the named master, else the interface of the default route; an error says that there is none."""
+    if config.master:
+        return home.link(config.master)
+    for family in (4, 6):
+        for route in sorted(home.default_routes(family), key=lambda route: route.priority):
+            if index := route.ifindex or next((hop.ifindex for hop in route.hops), 0):
+                return home.link(index)
+    raise CniError(Code.INVALID_CONFIG, "no default route interface found", "name the device in 'master'")
+
+
+def _dress(call: Call, made: str, ips: tuple[IP, ...], given: Result) -> Link:
+    """Name the interface, set it up with what it was given; runs inside the pod's namespace."""
+    with netlink.open() as pod:
+        link = pod.link(made)
+        if made != call.ifname:
+            pod.set_link(link.index, name=call.ifname)
+            link = replace(link, name=call.ifname)
+        if not ips:
+            pod.set_link(link.index, up=True)
+            return link
+        netlink.write_sysctl(f"net/ipv4/conf/{call.ifname}/arp_notify", "1")
+        netlink.write_sysctl(f"net/ipv6/conf/{call.ifname}/ndisc_notify", "1")
+        configure.configure(pod, link, ips, given.routes)
+        return link

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a call asks for beside its plugin's own keys: runtimeConfig, args.cni and CNI_ARGS (CNI CONVENTIONS.md)."""
+
+import re
+
+from multus_py.cni.call import Call
+from multus_py.cni.errors import CniError, Code
+from multus_py.fields import Fields
+
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}|[0-9a-f]{2}(-[0-9a-f]{2}){5}|[0-9a-f]{4}(\.[0-9a-f]{4}){2}")
+
+
+def runtime(call: Call) -> Fields:
+    """Return what the runtime put into the config for the capabilities that it declares."""
+    return Fields(Fields(call.config, "config").table("runtimeConfig"), "runtimeConfig")
+
+
+def cni_args(call: Call) -> Fields:
+    """Return the config's `args.cni`."""
+    return Fields(Fields(Fields(call.config, "config").table("args"), "args").table("cni"), "args.cni")
+
+
+def mac(call: Call, *less: str) -> str:
+    """Return the hardware address that is asked for, colons between bytes: runtimeConfig's, else the first of *less*.
+
+    "" when nobody asks for one; code 7 for what is none.
+    """
+    wanted = next((text for text in (runtime(call).text("mac"), *less) if text), "")
+    if not wanted:
+        return ""
+    if not _MAC.fullmatch(wanted.lower()):
+        raise CniError(
+            Code.INVALID_CONFIG, f"{wanted!r:.80} is not a hardware address", "six bytes, such as 02:00:00:00:00:01"
+        )
+    return bytes.fromhex(re.sub("[-:.]", "", wanted)).hex(":")
+
+
+def cni_arg_mac(call: Call) -> str:
+    """Return MAC of CNI_ARGS, "" when it is absent."""
+    return call.arg("MAC")

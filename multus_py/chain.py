@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One network's plugins in order: forward on ADD, backward on DEL, each fed with the result before it (as libcni)."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from multus_py.cni import result as results
+from multus_py.cni import versions
+from multus_py.cni.call import Call
+from multus_py.cni.errors import CniError, Code, gathered
+from multus_py.cni.result import Result
+from multus_py.plan import Attachment
+from multus_py.plugins import Plugins
+from multus_py.result_cache import ResultCache
+
+VALID_ATTACHMENTS = "cni.dev/valid-attachments"
+_OLD_VALID_ATTACHMENTS = "cni.dev/attachments"  # what libcni 1.2 and 1.3 write beside the spec's key
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Runs the plugins of one attachment and keeps its result."""
+
+    plugins: Plugins
+    cache: ResultCache
+
+    def add(self, attachment: Attachment, call: Call) -> dict[str, Any]:
+        """Attach; return the last plugin's result as it was said, in the list's own version."""
+        conf = attachment.conflist
+        previous: dict[str, Any] | None = None
+        for plugin in conf.plugins:
+            body = self.plugins.run(plugin["type"], self._call("ADD", attachment, plugin, call, previous))
+            previous = _in_version(body or {}, conf.version)
+        result = previous or {"cniVersion": conf.version}
+        self.cache.store(attachment, call.container_id, call.netns, result)
+        return result
+
+    def check(self, attachment: Attachment, call: Call) -> None:
+        """Ask every plugin whether the attachment is still as its result says."""
+        conf = attachment.conflist
+        if conf.disable_check or not versions.has("CHECK", conf.version):
+            return
+        kept = self.cache.result(attachment, call.container_id)
+        if kept is None:
+            raise CniError(
+                Code.UNKNOWN_CONTAINER,
+                f"no result is kept for {attachment.ifname} of {attachment.name}",
+                "delete the sandbox and add it again",
+            )
+        for plugin in conf.plugins:
+            self.plugins.run(plugin["type"], self._call("CHECK", attachment, plugin, call, kept))
+
+    def delete(self, attachment: Attachment, call: Call) -> None:
+        """Detach: every plugin is asked, last first, whatever another said; the result is kept until all confirmed."""
+        conf = attachment.conflist
+        kept = self.cache.result(attachment, call.container_id) if versions.has("CHECK", conf.version) else None
+        troubles = []
+        for plugin in reversed(conf.plugins):
+            try:
+                self.plugins.run(plugin["type"], self._call("DEL", attachment, plugin, call, kept))
+            except CniError as trouble:
+                troubles.append(trouble)
+        if troubles:
+            raise gathered(f"network {attachment.name} ({attachment.ifname})", troubles)
+        self.cache.drop(attachment, call.container_id)
+
+    def status(self, attachment: Attachment, call: Call) -> None:
+        """Ask every plugin whether it could serve an ADD now; the first that could not is told."""
+        if versions.has("STATUS", attachment.conflist.version):
+            for plugin in attachment.conflist.plugins:
+                self.plugins.run(plugin["type"], self._call("STATUS", attachment, plugin, call, None))
+
+    def gc(self, attachment: Attachment, call: Call, valid: Iterable[tuple[str, str]]) -> None:
+        """Tell every plugin which (container id, interface) of this network are still in use."""
+        conf = attachment.conflist
+        if conf.disable_gc or not versions.has("GC", conf.version):
+            return
+        listed = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in sorted(valid)]
+        troubles = []
+        for plugin in conf.plugins:
+            told = {**plugin, VALID_ATTACHMENTS: listed, _OLD_VALID_ATTACHMENTS: listed}
+            try:
+                self.plugins.run(plugin["type"], self._call("GC", attachment, told, call, None))
+            except CniError as trouble:
+                troubles.append(trouble)
+        if troubles:
+            raise gathered(f"garbage collection of network {conf.name}", troubles)
+
+    def result(self, attachment: Attachment, call: Call) -> Result | None:
+        """Return the kept result of an attachment."""
+        kept = self.cache.result(attachment, call.container_id)
+        return None if kept is None else results.read(kept, attachment.conflist.version)
+
+    def amend(self, attachment: Attachment, call: Call, result: Result) -> None:
+        """Keep *result* in place of what the plugins said, so that a later prevResult agrees with the kernel."""
+        written = results.write(result, attachment.conflist.version)
+        self.cache.store(attachment, call.container_id, call.netns, written)
+
+    def _call(
+        self,
+        verb: str,
+        attachment: Attachment,
+        plugin: Mapping[str, Any],
+        call: Call,
+        previous: Mapping[str, Any] | None,
+    ) -> Call:
+        """Return the call that one plugin gets: its own config, the name, version, prevResult and runtimeConfig."""
+        conf = attachment.conflist
+        config = {**plugin, "name": conf.name, "cniVersion": conf.version}
+        declared = plugin.get("capabilities")
+        given = {
+            key: value
+            for key, value in attachment.capabilities.items()
+            if isinstance(declared, Mapping) and declared.get(key) is True
+        }
+        if given:
+            own = plugin.get("runtimeConfig")
+            config["runtimeConfig"] = {**(own if isinstance(own, Mapping) else {}), **given}
+        if previous is not None:
+            config["prevResult"] = dict(previous)
+        return replace(call, verb=verb, ifname=attachment.ifname, args=attachment.args, config=config)
+
+
+def _in_version(body: dict[str, Any], version: str) -> dict[str, Any]:
+    """Return the result as it was said when it is in the list's version, else converted."""
+    said = versions.known(body.get("cniVersion") or version)
+    return body if said == version else results.write(results.read(body), version)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of commands, each imported only when it is the one that was asked for; what they say when they fail."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+
+from multus_py.cni.errors import CniError
+
+_FAILED = 1
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: the module with its `add_parser(commands)` and `run(args)`, and one line for the overview."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "plugin": Command("multus_py.cli.plugin", "be a CNI plugin: CNI_* environment, config on standard input"),
+    "install": Command("multus_py.cli.install", "put the plugin in front of a node's primary CNI"),
+    "uninstall": Command("multus_py.cli.uninstall", "take launcher and conf away again"),
+    "lab": Command("multus_py.cli.lab", "throw-away pods from manifests on this machine, no cluster"),
+    "lint": Command("multus_py.cli.lint", "find what is wrong in definitions, pods and configs"),
+}
+_EXAMPLE = "example:\n  multus-py lab up examples && multus-py lab show\n\nmultus-py COMMAND --help tells more."
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command that *words* name; exit status 0 is ok, 1 failed, 2 wrong usage (argparse ends the process)."""
+    chosen = words[0] if words and words[0] in COMMANDS else ""
+    args = _parser(chosen).parse_args(words)
+    try:
+        return int(import_module(COMMANDS[chosen].module).run(args))
+    except CniError as trouble:
+        _tell(trouble)
+    except KeyboardInterrupt:
+        print("multus-py: interrupted", file=sys.stderr)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nothing to tell, and nothing more to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return _FAILED
+
+
+def _parser(chosen: str) -> argparse.ArgumentParser:
+    """Return the parser with the chosen command's own options; the other commands are there by name only."""
+    width = max(map(len, COMMANDS))
+    overview = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="multus-py",
+        usage="multus-py [-h] [--version] COMMAND ...",
+        description=f"A meta-CNI: one pod, several network interfaces.\n\ncommands:\n{overview}",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"multus-py {version('multus-py')}")
+    commands = parser.add_subparsers(prog="multus-py", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
+    if chosen:
+        import_module(COMMANDS[chosen].module).add_parser(commands)
+        return parser
+    for name in COMMANDS:
+        commands.add_parser(name)
+    return parser
+
+
+def _tell(trouble: CniError) -> None:
+    print(f"multus-py: {trouble.msg}", file=sys.stderr)
+    for note in [trouble.details, *getattr(trouble, "__notes__", ())]:
+        if note:
+            print(f"  {note}", file=sys.stderr)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Be a CNI plugin: environment and standard input in, result or error JSON and exit code out. The error boundary."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from multus_py.cni import call as calls
+from multus_py.cni import versions
+from multus_py.cni.call import Call
+from multus_py.cni.errors import CniError, Code
+
+Handler = Callable[[Call], dict[str, Any] | None]
+
+
+def serve(handle: Handler, env: Mapping[str, str], stdin: bytes, stdout: TextIO, about: str) -> int:
+    """Answer one call and return the exit code. *handle* gets every verb but VERSION, which needs no config of ours.
+
+    Without CNI_COMMAND a person is asking: *about* goes to standard error (as libcni's plugins do).
+    """
+    if not env.get("CNI_COMMAND"):
+        sys.stderr.write(about + "\n")
+        return 0
+    body, code = answer(handle, env, stdin)
+    if body is not None:
+        json.dump(body, stdout, indent=4)
+        stdout.write("\n")
+        stdout.flush()
+    return code
+
+
+def answer(handle: Handler, env: Mapping[str, str], stdin: bytes) -> tuple[dict[str, Any] | None, int]:
+    """Return what goes to standard output, and the exit code."""
+    try:
+        call = calls.parse(env, stdin)
+        if call.verb == "VERSION":
+            return version_reply(call), 0
+        return handle(call), 0
+    except CniError as error:
+        return error.to_json(_version_of(stdin)), 1
+    except Exception as error:  # noqa: BLE001  the boundary: whatever it is, the runtime gets an error that it can read
+        sys.stderr.write(traceback.format_exc())
+        return unforeseen(error).to_json(_version_of(stdin)), 1
+
+
+def unforeseen(error: Exception) -> CniError:
+    """Return the CNI error, code 999, for one that nobody expected."""
+    return CniError(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}", "please report it")
+
+
+def version_reply(call: Call) -> dict[str, Any]:
+    """Return the answer to VERSION: in the caller's version when we speak it, else in our newest."""
+    asked = call.config.get("cniVersion")
+    return {
+        "cniVersion": asked if asked in versions.SUPPORTED else versions.LATEST,
+        "supportedVersions": list(versions.SUPPORTED),
+    }
+
+
+def _version_of(stdin: bytes) -> str:
+    """Return the version to write an error in, from a standard input that may be anything."""
+    try:
+        said = calls.json_object(stdin).get("cniVersion")
+    except CniError:
+        return versions.LATEST
+    return said if isinstance(said, str) and said in versions.SUPPORTED else versions.LATEST

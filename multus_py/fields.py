@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Typed reads of the JSON objects that people write: each names the path of what is wrong (code 7).
+
+Keys are found as Go's decoder finds them: the exact spelling first, then without regard to case.
+"""
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from multus_py.cni.errors import CniError, Code
+from multus_py.cni.result import Address
+
+
+class FieldError(CniError):
+    """A key whose value has the wrong shape; *key* is its name."""
+
+    def __init__(self, where: str, key: str, why: str) -> None:
+        super().__init__(Code.INVALID_CONFIG, f"{where}: {key!r} {why}")
+        self.key = key
+
+
+@dataclass(frozen=True)
+class Fields:
+    """One JSON object and the words that name it in a message."""
+
+    body: Mapping[str, Any]
+    where: str
+
+    def wrong(self, key: str, wanted: str) -> FieldError:
+        """Return the error that says what *key* must be."""
+        return FieldError(self.where, key, f"must be {wanted}, it is {self.get(key)!r:.80}")
+
+    def get(self, key: str) -> Any:
+        """Return the value of *key* as it stands, None when it is absent."""
+        if key in self.body:
+            return self.body[key]
+        folded = key.casefold()
+        return next((value for name, value in self.body.items() if name.casefold() == folded), None)
+
+    def text(self, key: str, default: str = "") -> str:
+        """Return a string."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, str) or "\0" in value:
+            raise self.wrong(key, "a string")
+        return value
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """Return true or false."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false")
+        return value
+
+    def number(self, key: str, default: int = 0) -> int:
+        """Return a whole number, zero or more."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise self.wrong(key, "a whole number, zero or more")
+        return value
+
+    def seconds(self, key: str, default: float) -> float:
+        """Return a time in seconds, more than zero and at most a day."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 86400:
+            raise self.wrong(key, "a time in seconds, more than 0 and at most 86400")
+        return float(value)
+
+    def texts(self, key: str) -> tuple[str, ...] | None:
+        """Return a list of strings, None when it is absent."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(item, str) and "\0" not in item for item in value):
+            raise self.wrong(key, "a list of strings")
+        return tuple(value)
+
+    def table(self, key: str) -> Mapping[str, Any]:
+        """Return an object, empty when it is absent."""
+        value = self.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            raise self.wrong(key, "an object")
+        return value
+
+    def tables(self, key: str) -> tuple[Mapping[str, Any], ...] | None:
+        """Return a list of objects, None when it is absent."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+            raise self.wrong(key, "a list of objects")
+        return tuple(value)
+
+    def addresses(self, key: str) -> tuple[Address, ...] | None:
+        """Return a list of IP addresses without prefix, None when it is absent."""
+        value = self.texts(key)
+        try:
+            return None if value is None else tuple(ipaddress.ip_address(item) for item in value)
+        except ValueError as cause:
+            raise self.wrong(key, "a list of IP addresses") from cause

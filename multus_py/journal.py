@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was planned for each sandbox, on disk before it is done, so that DEL knows everything even if we die in between.
+
+One file per sandbox, `<cniDir>/attachments/<container id>@<interface>`: a line with the SHA-256 of the rest, then JSON.
+The file is its own lock (flock): an ADD and a DEL of one sandbox wait for each other, and a killed process lets go.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from multus_py.cni import conflist, names
+from multus_py.cni.errors import CniError, Code
+from multus_py.fields import Fields
+from multus_py.kube.store import PodRef
+from multus_py.plan import Attachment
+
+_DAMAGED = ".damaged"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """All that was planned for one sandbox. *network* is the name of our own config that the runtime called with."""
+
+    network: str
+    container_id: str
+    ifname: str
+    netns: str
+    attachments: tuple[Attachment, ...]
+    pod: PodRef | None = None
+
+
+class Damaged(CniError):
+    """An entry that cannot be trusted: empty, cut short or changed."""
+
+
+@dataclass
+class Page:
+    """The journal's page of one sandbox, while this process holds its lock. *entry* is what stands on it."""
+
+    path: Path
+    descriptor: int
+    entry: Entry | None = None
+    damaged: bool = False
+
+    def load(self) -> None:
+        """Read what stands on the page; a page that cannot be trusted is marked *damaged*."""
+        try:
+            self.entry = decode(self._text())
+        except Damaged:
+            self.damaged = True
+
+    def _text(self) -> bytes:
+        return os.pread(self.descriptor, os.fstat(self.descriptor).st_size, 0)
+
+    def write(self, entry: Entry) -> None:
+        """Put *entry* on disk for good, one fsync. A torn write means that nothing was done yet: the page was empty."""
+        try:
+            os.ftruncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, encode(entry), 0)
+            os.fsync(self.descriptor)
+        except OSError as cause:
+            raise CniError(
+                Code.IO, f"cannot write the journal {self.path}: {cause.strerror}", "nothing was attached"
+            ) from cause
+        self.entry, self.damaged = entry, False
+
+    def set_aside(self) -> None:
+        """Keep a copy of a damaged page beside it until the sandbox's DEL is confirmed."""
+        self.path.with_name(self.path.name + _DAMAGED).write_bytes(self._text())
+
+    def clear(self) -> None:
+        """Forget the sandbox: every delegate confirmed."""
+        self.path.with_name(self.path.name + _DAMAGED).unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+        self.entry, self.damaged = None, False
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The folder of pages."""
+
+    folder: Path
+
+    @contextmanager
+    def page(self, container_id: str, ifname: str, *, wait: bool = True) -> Iterator[Page]:
+        """Open and lock the page of a sandbox; with `wait=False` raise code 11 when another process holds it."""
+        path = self.folder / f"{container_id}@{ifname}"
+        try:
+            descriptor, fresh = _locked(path, wait)
+        except BlockingIOError as cause:
+            raise CniError(Code.TRY_AGAIN, f"sandbox {path.name} is being worked on by another process") from cause
+        except OSError as cause:
+            raise CniError(Code.IO, f"cannot open the journal {path}: {cause.strerror}") from cause
+        page = Page(path, descriptor)
+        try:
+            if not fresh:
+                page.load()
+            yield page
+        finally:
+            if page.entry is None and not page.damaged:
+                page.path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    def sandboxes(self) -> list[tuple[str, str]]:
+        """Return (container id, interface) of every page, damaged ones too."""
+        try:
+            found = sorted(path.name for path in self.folder.iterdir() if not path.name.endswith(_DAMAGED))
+        except FileNotFoundError:
+            return []
+        pairs = [name.split("@", 1) for name in found if "@" in name]
+        return [(container_id, ifname) for container_id, ifname in pairs]
+
+
+def _locked(path: Path, wait: bool) -> tuple[int, bool]:
+    """Open and lock *path*; return the descriptor, and whether the file was made just now."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    while True:
+        try:
+            descriptor, fresh = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), True
+        except FileExistsError:
+            try:
+                descriptor, fresh = os.open(path, os.O_RDWR | os.O_CLOEXEC), False
+            except FileNotFoundError:
+                continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            # The holder before us may have removed the file that we waited for: then ours is a page of no book.
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor, fresh
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _sealed(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body + b"\n"
+
+
+def decode(text: bytes) -> Entry:
+    """Read a page; raise `Damaged` when it is empty, cut short, changed or of a shape that we never wrote."""
+    _, newline, body = text.partition(b"\n")
+    if not newline or _sealed(body.removesuffix(b"\n")) != text:
+        raise Damaged(Code.DECODE, "journal entry: empty, cut short or changed")
+    try:
+        return _from_json(json.loads(body))
+    except (CniError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
+        raise Damaged(Code.DECODE, f"journal entry: {cause}") from cause
+
+
+def encode(entry: Entry) -> bytes:
+    """Return the bytes of a page."""
+    return _sealed(json.dumps(_to_json(entry), separators=(",", ":")).encode())
+
+
+def _to_json(entry: Entry) -> dict[str, Any]:
+    pod = entry.pod
+    return {
+        "format": 1,
+        "network": entry.network,
+        "containerId": entry.container_id,
+        "ifName": entry.ifname,
+        "netns": entry.netns,
+        "pod": {"namespace": pod.namespace, "name": pod.name, "uid": pod.uid} if pod else None,
+        "attachments": [_attachment_to_json(attachment) for attachment in entry.attachments],
+    }
+
+
+def _attachment_to_json(attachment: Attachment) -> dict[str, Any]:
+    conf = attachment.conflist
+    return {
+        "name": attachment.name,
+        "config": conf.to_json(),
+        "single": conf.single,
+        "ifName": attachment.ifname,
+        "primary": attachment.primary,
+        "args": [list(pair) for pair in attachment.args],
+        "capabilities": dict(attachment.capabilities),
+        "defaultRoute": None if attachment.default_route is None else [str(gw) for gw in attachment.default_route],
+    }
+
+
+def _from_json(body: Mapping[str, Any]) -> Entry:
+    if body["format"] != 1:
+        raise ValueError(f"format {body['format']!r} is not known")
+    pod = body["pod"]
+    return Entry(
+        network=body["network"],
+        container_id=names.container_id(body["containerId"]),
+        ifname=names.interface(body["ifName"]),
+        netns=body["netns"],
+        pod=PodRef(pod["namespace"], pod["name"], pod["uid"]) if pod else None,
+        attachments=tuple(_attachment_from_json(item) for item in body["attachments"]),
+    )
+
+
+def _attachment_from_json(body: Mapping[str, Any]) -> Attachment:
+    return Attachment(
+        name=body["name"],
+        conflist=replace(conflist.parse(body["config"]), single=body["single"]),
+        ifname=names.interface(body["ifName"]),
+        primary=body["primary"],
+        args=tuple((key, value) for key, value in body["args"]),
+        capabilities=body["capabilities"],
+        default_route=Fields(body, "attachment").addresses("defaultRoute"),
+    )

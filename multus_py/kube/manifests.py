@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of YAML and JSON manifests as the store: no cluster is needed.
+
+What a cluster would keep, the published statuses and the Events, is kept in files of a second folder.
+"""
+
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from multus_py.cni import names
+from multus_py.cni.errors import CniError, Code
+from multus_py.kube.notes import Event, Notes
+from multus_py.kube.store import NETWORK_STATUS, NetworkDefinition, NotFound, Pod, PodRef
+
+SUFFIXES = (".yaml", ".yml", ".json")
+SIZE_LIMIT = 16 * 1024 * 1024  # bytes of one manifest that we are ready to read
+DEPTH_LIMIT = 100  # levels of nesting
+_GROUP = "k8s.cni.cncf.io/"
+_KINDS = {Pod: "Pod", NetworkDefinition: "NetworkAttachmentDefinition"}
+T = TypeVar("T", Pod, NetworkDefinition)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document of a file: *body* as plain values, or the *trouble* that kept it from being read; lines from 1.
+
+    *node* is the YAML node that it was made from (None in a .json file): it knows where each part stands.
+    """
+
+    body: Any = None
+    line: int = 1
+    column: int = 1
+    trouble: str = ""
+    node: Any = None
+
+
+@dataclass(frozen=True)
+class _Object:
+    """A pod or a definition of a file, or the error that is told when it is asked for."""
+
+    kind: str
+    namespace: str
+    name: str
+    place: str
+    value: Pod | NetworkDefinition | CniError
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file of the folder as it was when its *stamp* (inode, size, time of change) was taken."""
+
+    path: Path
+    stamp: tuple[int, ...] = ()
+    raw: bytes = b""
+    unreadable: str = ""
+
+    def may_hold(self, name: str) -> bool:
+        """Tell whether an object of that *name* could be in this file, without parsing it."""
+        # A backslash may hide a name: both JSON and YAML have escapes for letters.
+        return bool(self.unreadable) or name.encode() in self.raw or b"\\" in self.raw
+
+    @cached_property
+    def documents(self) -> tuple[Document, ...]:
+        """The file's documents; parsed at the first use, since most files are never asked."""
+        return tuple(documents(self.raw, is_json=self.path.suffix == ".json"))
+
+    @cached_property
+    def objects(self) -> tuple[_Object, ...]:
+        """The pods and definitions in the file, the malformed ones too."""
+        return tuple(
+            _object(body, f"{self.path}:{document.line}")
+            for document in self.documents
+            for body in _items(document.body)
+            if _kind(body)
+        )
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """What of this file could not be read, each with its place."""
+        if self.unreadable:
+            return (f"{self.path}: {self.unreadable}",)
+        return tuple(
+            f"{self.path}:{document.line}: {document.trouble}" for document in self.documents if document.trouble
+        )
+
+
+class Manifests:
+    """The manifests under *folder* (subfolders too; it may also be one file); *state* is where we may write.
+
+    A file that cannot be read hides nothing but itself: it is named when an object is not found that it could hold.
+    Nothing is kept between processes; within one process a file is read again when it changed.
+    """
+
+    def __init__(self, folder: Path, state: Path, now: Callable[[], float] = time.time) -> None:
+        self._folder = folder
+        self._notes = Notes(state)
+        self._now = now
+        self._files: dict[Path, _File] = {}
+
+    def pod(self, ref: PodRef) -> Pod:
+        """Return the pod with its published status among the annotations."""
+        return self._with_status(self._one(Pod, ref.namespace, ref.name, Code.INVALID_ENVIRONMENT))
+
+    def definition(self, namespace: str, name: str) -> NetworkDefinition:
+        """Return the definition; `NotFound` when no manifest holds it, code 7 when two do or it is malformed."""
+        return self._one(NetworkDefinition, namespace, name, Code.INVALID_CONFIG)
+
+    def pods(self) -> list[Pod]:
+        """Return all pods that can be read, by namespace and name."""
+        return [self._with_status(pod) for pod in self._all(Pod)]
+
+    def definitions(self) -> list[NetworkDefinition]:
+        """Return all definitions that can be read, by namespace and name."""
+        return self._all(NetworkDefinition)
+
+    def troubles(self) -> list[str]:
+        """Return what could not be read under the folder, each with its place, and what is there twice."""
+        files = self._scan()
+        told = [trouble for file in files for trouble in file.troubles]
+        seen: dict[tuple[str, str, str], _Object] = {}
+        for found in (found for file in files for found in file.objects):
+            if isinstance(found.value, CniError):
+                told.append(str(found.value))
+            first = seen.setdefault((found.kind, found.namespace, found.name), found)
+            if first is not found:
+                told.append(f"{found.place}: {_label(found)} is also at {first.place}")
+        return told
+
+    def publish_status(self, pod: Pod, text: str) -> None:
+        """Keep the network-status of *pod*; `NotFound` when its manifest is gone or has another uid."""
+        now = self.pod(pod.ref)
+        if pod.uid and now.uid and pod.uid != now.uid:
+            raise NotFound(
+                Code.INVALID_ENVIRONMENT,
+                f"cannot publish the network-status of pod {pod.ref}: it was replaced, uid {pod.uid} is now {now.uid}",
+            )
+        self._notes.keep_status(now.ref, text)
+
+    def event(self, pod: Pod, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+        """Keep an Event about *pod*."""
+        self._notes.keep_event(pod.ref, Event(kind, reason, message, self._now()))
+
+    def events(self, ref: PodRef) -> list[Event]:
+        """Return the Events told about a pod, oldest first."""
+        return self._notes.events(ref)
+
+    def forget(self, ref: PodRef) -> None:
+        """Drop the status and the Events of the pod, unless they belong to a newer one of the same name."""
+        self._notes.drop(ref)
+
+    def _one(self, wanted: type[T], namespace: str, name: str, code: Code) -> T:
+        files = [file for file in self._scan() if file.may_hold(name)]
+        sought = (_KINDS[wanted], namespace, name)
+        found = [each for file in files for each in file.objects if (each.kind, each.namespace, each.name) == sought]
+        if len(found) > 1:
+            raise CniError(
+                Code.INVALID_CONFIG,
+                f"{_label(found[0])} is there more than once: {', '.join(each.place for each in found)}",
+                "keep one of them",
+            )
+        for each in found:
+            if isinstance(each.value, CniError):
+                raise each.value.while_(f"cannot read {_label(each)}")
+            if isinstance(each.value, wanted):
+                return each.value
+        raise NotFound(
+            code,
+            f"{_KINDS[wanted]} {namespace}/{name} is not among the manifests in {self._folder}",
+            "; ".join(self._folder_trouble() + [trouble for file in files for trouble in file.troubles]),
+        )
+
+    def _all(self, wanted: type[T]) -> list[T]:
+        found = [each.value for file in self._scan() for each in file.objects if isinstance(each.value, wanted)]
+        return sorted(found, key=lambda each: (each.namespace, each.name))
+
+    def _folder_trouble(self) -> list[str]:
+        return [] if self._folder.exists() else [f"{self._folder} does not exist"]
+
+    def _scan(self) -> list[_File]:
+        """Read what is new or changed under the folder, and return all files by path."""
+        self._files = {path: self._refreshed(path) for path in _paths(self._folder)}
+        return list(self._files.values())
+
+    def _refreshed(self, path: Path) -> _File:
+        try:
+            info = path.stat()
+            if not stat.S_ISREG(info.st_mode):
+                return _File(path, unreadable="not a regular file")
+            if info.st_size > SIZE_LIMIT:
+                return _File(path, unreadable=f"larger than {SIZE_LIMIT} bytes")
+            stamp = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+            before = self._files.get(path)
+            return before if before and before.stamp == stamp else _File(path, stamp, path.read_bytes())
+        except OSError as cause:
+            return _File(path, unreadable=cause.strerror or str(cause))
+
+    def _with_status(self, pod: Pod) -> Pod:
+        uid, text = self._notes.status(pod.ref)
+        return replace(pod, annotations={**pod.annotations, NETWORK_STATUS: text}) if text and uid == pod.uid else pod
+
+
+def documents(raw: bytes, *, is_json: bool) -> Iterator[Document]:
+    """Parse a file's text; a document that cannot be read is yielded with its trouble, and never raised."""
+    return iter([_json_document(raw)]) if is_json else _yaml_documents(raw)
+
+
+def _json_document(raw: bytes) -> Document:
+    try:
+        return Document(json.loads(raw)) if raw.strip() else Document()
+    except json.JSONDecodeError as cause:
+        return Document(line=cause.lineno, column=cause.colno, trouble=f"not JSON: {cause.msg}")
+    except (ValueError, RecursionError) as cause:
+        return Document(trouble=f"not JSON: {cause}")
+
+
+def _yaml_documents(raw: bytes) -> Iterator[Document]:
+    # Imported here: it costs 20 ms, and a process that finds no YAML file to read never pays.
+    import yaml
+
+    # Without the C parser a file takes ten times longer; the same documents come out.
+    parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        loader = parser(raw)
+        if (line := _too_deep(parser, raw)) is not None:
+            yield Document(line=line, trouble=f"more than {DEPTH_LIMIT} levels of nesting")
+            return
+        while loader.check_node():
+            yield _constructed(loader, loader.get_node())
+    except (yaml.YAMLError, ValueError, RecursionError) as cause:
+        yield _yaml_trouble(cause)
+
+
+def _too_deep(parser: Any, raw: bytes) -> int | None:
+    """Return the line where the nesting goes beyond `DEPTH_LIMIT`, None when it does not.
+
+    The C parser builds its nodes by recursion on the C stack, without a limit: the process would die.
+    """
+    import yaml
+
+    if len(raw) < 4096:
+        return None  # not enough bytes to fill the stack
+    loader, depth = parser(raw), 0
+    try:
+        while loader.check_event():
+            event = loader.get_event()
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEPTH_LIMIT:
+                return int(event.start_mark.line) + 1
+    except yaml.YAMLError:
+        return None  # told, with its place, by the reading proper
+    return None
+
+
+def _constructed(loader: Any, node: Any) -> Document:
+    import yaml
+
+    line, column = node.start_mark.line + 1, node.start_mark.column + 1
+    try:
+        return Document(loader.construct_document(node), line, column, node=node)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as cause:
+        return _yaml_trouble(cause, line, column)
+
+
+def _yaml_trouble(cause: Exception, line: int = 1, column: int = 1) -> Document:
+    mark = getattr(cause, "problem_mark", None)
+    why = getattr(cause, "problem", None) or getattr(cause, "reason", None) or str(cause)
+    place = (mark.line + 1, mark.column + 1) if mark else (line, column)
+    return Document(line=place[0], column=place[1], trouble=f"not YAML: {why}")
+
+
+def _items(body: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the objects of a document: itself, or the items of a List (which may leave their own kind out)."""
+    if not isinstance(body, Mapping):
+        return
+    kind, items = body.get("kind"), body.get("items")
+    if isinstance(kind, str) and kind.endswith("List") and isinstance(items, list):
+        implied = {"kind": kind.removesuffix("List"), "apiVersion": body.get("apiVersion")}
+        for item in items:
+            yield from _items({**implied, **item} if isinstance(item, Mapping) else None)
+    else:
+        yield body
+
+
+def _kind(body: Mapping[str, Any]) -> str:
+    """Return the kind when it is one that we read, "" for all others."""
+    kind, group = body.get("kind"), str(body.get("apiVersion"))
+    ours = (kind == "Pod" and group == "v1") or (kind == "NetworkAttachmentDefinition" and group.startswith(_GROUP))
+    return str(kind) if ours else ""
+
+
+def _object(body: Mapping[str, Any], place: str) -> _Object:
+    kind = _kind(body)
+    metadata = body.get("metadata")
+    about = metadata if isinstance(metadata, Mapping) else {}
+    namespace, name = about.get("namespace") or "default", about.get("name")
+    try:
+        value: Pod | NetworkDefinition | CniError = _READERS[kind](_checked(namespace, name, about), body)
+    except CniError as trouble:
+        value = trouble.while_(place)
+    return _Object(kind, str(namespace), str(name), place, value)
+
+
+def _checked(namespace: Any, name: Any, about: Mapping[str, Any]) -> Pod:
+    """Return the metadata, whatever kind it is of, in the shape of a pod's."""
+    if not isinstance(name, str) or not names.is_subdomain(name):
+        raise CniError(
+            Code.INVALID_CONFIG, f"metadata.name {name!r} is not a name", "lower-case letters, digits, '-', '.'"
+        )
+    if not isinstance(namespace, str) or not names.is_label(namespace):
+        raise CniError(
+            Code.INVALID_CONFIG, f"metadata.namespace {namespace!r} is not a name", "lower-case letters, digits, '-'"
+        )
+    annotations = about.get("annotations") or {}
+    if not isinstance(annotations, Mapping):
+        raise CniError(Code.INVALID_CONFIG, "metadata.annotations is not a mapping", "write key: value lines")
+    for key, value in annotations.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise CniError(Code.INVALID_CONFIG, f"annotation {key!r} is not a string", "put it in quotes")
+    uid = about.get("uid")
+    return Pod(namespace, name, uid if isinstance(uid, str) else "", dict(annotations))
+
+
+def _pod(about: Pod, body: Mapping[str, Any]) -> Pod:
+    spec = body.get("spec")
+    node = spec.get("nodeName") if isinstance(spec, Mapping) else None
+    return replace(about, node=node if isinstance(node, str) else "")
+
+
+def _definition(about: Pod, body: Mapping[str, Any]) -> NetworkDefinition:
+    spec = body.get("spec") or {}
+    config = spec.get("config") if isinstance(spec, Mapping) else spec
+    if config is not None and not isinstance(config, str):
+        raise CniError(Code.INVALID_CONFIG, "spec.config is not a string", "write the JSON as text: `config: |`")
+    return NetworkDefinition(about.namespace, about.name, config or "", about.annotations)
+
+
+_READERS: Mapping[str, Callable[[Pod, Mapping[str, Any]], Pod | NetworkDefinition]] = {
+    "Pod": _pod,
+    "NetworkAttachmentDefinition": _definition,
+}
+
+
+def _label(found: _Object) -> str:
+    return f"{found.kind} {found.namespace}/{found.name}"
+
+
+def _paths(folder: Path) -> list[Path]:
+    """List the manifests under *folder*, by path; hidden files and folders are left out."""
+    if folder.is_file():
+        return [folder]
+    found: list[Path] = []
+    for root, folders, files in os.walk(folder):
+        # A mounted ConfigMap keeps its files a second time under a hidden name.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root, name) for name in files if name.endswith(SUFFIXES) and not name.startswith(".")]
+    return sorted(found)

@@ -1,0 +1,805 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's door: links, addresses, routes and namespaces, as records and verbs. Nothing here knows of CNI networks.
+
+`with netlink.open(netns) as kernel` gives one socket inside one namespace; it may be used from the calling thread.
+"""
+
+import errno
+import ipaddress
+import os
+import secrets
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from multus_py import rtnetlink as wire
+from multus_py.cni.errors import CniError, Code
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+T = TypeVar("T")
+
+MAIN_TABLE, LOCAL_TABLE = 254, 255
+IFF_UP, IFF_PROMISC = 0x1, 0x100
+UNICAST = 1  # RTN_UNICAST
+BOOT = 3  # RTPROT_BOOT: set by hand
+SCOPE_LINK, SCOPE_NOWHERE = 253, 255
+OPER_UP = 6  # RFC 2863 through IF_OPER_UP
+NODAD, DADFAILED, TENTATIVE = 0x02, 0x08, 0x40  # IFA_F_*
+VLAN_PVID, VLAN_UNTAGGED = 0x02, 0x04  # BRIDGE_VLAN_INFO_*
+MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+MTU_MAX = 0x7FFFFFFF
+
+_IFINFO = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, mask of the flags to change
+_IFADDR = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
+_RTMSG = struct.Struct(
+    "=BBBBBBBBI"
+)  # rtmsg: family, prefix lengths to and from, tos, table, protocol, scope, type, flags
+_NDMSG = struct.Struct("=BxxxiHBB")  # ndmsg: family, index, state, flags, type
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_VERSION = {socket.AF_INET: 4, socket.AF_INET6: 6}
+_AF_BRIDGE = 7
+_SKIP_STATISTICS = wire.number(29, 1 << 3)  # IFLA_EXT_MASK with RTEXT_FILTER_SKIP_STATS
+_WITH_VLANS = wire.number(29, 1 << 1)  # IFLA_EXT_MASK with RTEXT_FILTER_BRVLAN
+_CLONE_NEWNET = 0x40000000
+_MS_BIND, _MNT_DETACH = 0x1000, 2
+_OWN_NAMESPACE = "/proc/thread-self/ns/net"
+_ADVICE = {
+    errno.EPERM: "it takes root with CAP_NET_ADMIN and CAP_SYS_ADMIN",
+    errno.EOPNOTSUPP: "this kernel is built without it, or its module is not loaded",
+    errno.EAFNOSUPPORT: "this kernel is built without this address family",
+    errno.EBUSY: "another interface or process holds it",
+}
+
+
+class NetlinkError(CniError):
+    """The kernel refused a deed; *errno* is its number."""
+
+    def __init__(self, code: int, msg: str, details: str = "", number: int = 0) -> None:
+        super().__init__(code, msg, details)
+        self.errno = number
+
+    @classmethod
+    def of(cls, deed: str, cause: OSError) -> "NetlinkError":
+        """Return the error for *deed*, with the kernel's name for the trouble and what it said about it."""
+        number = cause.errno or 0
+        name = "EOPNOTSUPP" if number == errno.EOPNOTSUPP else errno.errorcode.get(number, str(number))
+        said = cause.strerror if isinstance(cause, wire.Refused) else ""
+        reason = f"{os.strerror(number)} ({name})" + (f": {said}" if said else "")
+        return cls(Code.INTERNAL, f"cannot {deed}: {reason}", _ADVICE.get(number, ""), number)
+
+    def while_(self, doing: str) -> "NetlinkError":
+        """Return the same error, code and errno kept, with what we were doing in front of the message."""
+        return type(self)(self.code, f"{doing}: {self.msg}", self.details, self.errno)
+
+
+class NoNamespace(NetlinkError):
+    """Nothing is at the path, or what is there is no network namespace: what was inside is gone."""
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network interface. *parent* is the link it sits on or its peer (IFLA_LINK), 0 when there is none.
+
+    *data* and *port* are the attributes of its kind and of its master's kind, unread (IFLA_INFO_DATA, _SLAVE_DATA).
+    """
+
+    index: int
+    name: str
+    kind: str = ""
+    mac: str = ""
+    mtu: int = 0
+    flags: int = 0
+    master: int = 0
+    parent: int = 0
+    parent_netns: int | None = None  # IFLA_LINK_NETNSID: the parent lives in another namespace
+    operstate: int = 0
+    group: int = 0
+    promiscuity: int = 0
+    alias: str = ""
+    altnames: tuple[str, ...] = ()
+    data: bytes = field(default=b"", repr=False)
+    port: bytes = field(default=b"", repr=False)
+
+    @property
+    def up(self) -> bool:
+        """Tell whether it is set up (IFF_UP)."""
+        return bool(self.flags & IFF_UP)
+
+    @cached_property
+    def _data(self) -> wire.Attributes:
+        return wire.attributes(self.data)
+
+    @cached_property
+    def _port(self) -> wire.Attributes:
+        return wire.attributes(self.port)
+
+    @property
+    def macvlan_mode(self) -> str:
+        """Return a macvlan's mode in words."""
+        mode = wire.unsigned(self._data.get(1))
+        return next((name for name, value in MACVLAN_MODES.items() if value == mode), "")
+
+    @property
+    def macvlan_queue(self) -> int:
+        """Return a macvlan's broadcast queue length (IFLA_MACVLAN_BC_QUEUE_LEN)."""
+        return wire.unsigned(self._data.get(7))
+
+    @property
+    def vlan_filtering(self) -> bool:
+        """Tell whether a bridge filters VLANs (IFLA_BR_VLAN_FILTERING)."""
+        return bool(wire.unsigned(self._data.get(7)))
+
+    @property
+    def hairpin(self) -> bool:
+        """Tell whether a bridge port sends frames back where they came from (IFLA_BRPORT_MODE)."""
+        return bool(wire.unsigned(self._port.get(4)))
+
+    @property
+    def isolated(self) -> bool:
+        """Tell whether a bridge port talks to ports that are not isolated only (IFLA_BRPORT_ISOLATED)."""
+        return bool(wire.unsigned(self._port.get(33)))
+
+
+@dataclass(frozen=True)
+class Address:
+    """An address on a link; *peer* is the other end of a point-to-point address."""
+
+    ifindex: int
+    interface: IPInterface
+    flags: int = 0
+    scope: int = 0
+    label: str = ""
+    peer: IPAddress | None = None
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One way of a route with several."""
+
+    ifindex: int
+    gateway: IPAddress | None = None
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route; *ifindex* 0 and no *gateway* when it has several *hops*. *mtu* and *advmss* 0: the link decides."""
+
+    dst: IPNetwork
+    gateway: IPAddress | None = None
+    ifindex: int = 0
+    priority: int = 0
+    table: int = MAIN_TABLE
+    scope: int = 0
+    protocol: int = BOOT
+    kind: int = UNICAST
+    source: IPAddress | None = None
+    mtu: int = 0
+    advmss: int = 0
+    flags: int = 0
+    hops: tuple[Hop, ...] = ()
+
+    @property
+    def is_default(self) -> bool:
+        """Tell whether it is a default route: prefix length 0."""
+        return self.dst.prefixlen == 0
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An entry of the neighbour table: *mac* "" while it is unknown, *state* NUD_* of linux/neighbour.h."""
+
+    ifindex: int
+    address: IPAddress
+    mac: str = ""
+    state: int = 0
+
+
+@dataclass(frozen=True)
+class Vlan:
+    """A VLAN of a bridge port, with its BRIDGE_VLAN_INFO_* flags."""
+
+    vid: int
+    flags: int = 0
+
+
+# --- the socket in a namespace ---------------------------------------------------------------------------------------
+
+
+def open(netns: str | None = None) -> "Netlink":
+    """Open a socket in the namespace at the path *netns*, in the calling thread's own when None.
+
+    `NoNamespace` when the path leads to none.
+    """
+    return visit(netns, lambda: Netlink(wire.Socket()))
+
+
+def visit(netns: str | None, errand: Callable[[], T]) -> T:
+    """Run *errand* on a thread that enters *netns* and ends there; None runs it here, in our own namespace.
+
+    The thread keeps the caller's file system, and /proc/sys/net is that of *netns*.
+    """
+    if not netns:
+        return errand()
+    door = _namespace(netns)
+    answers: list[T] = []
+    troubles: list[BaseException] = []
+
+    def go() -> None:
+        try:
+            _enter(door, netns)
+            answers.append(errand())
+        except BaseException as trouble:  # noqa: BLE001  carried to the caller, who raises it
+            troubles.append(trouble)
+
+    try:
+        thread = threading.Thread(target=go, name=f"visit {netns}")
+        thread.start()
+        thread.join()
+    finally:
+        os.close(door)
+    if troubles:
+        raise troubles[0]
+    return answers[0]
+
+
+def create_namespace(path: str) -> None:
+    """Make a network namespace that lives as long as the file *path*, as `ip netns add` does; its lo stays down."""
+    file = Path(path)
+    file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        os.close(os.open(file, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
+    except OSError as cause:
+        raise NetlinkError.of(f"make the namespace {path}", cause) from cause
+    troubles: list[OSError] = []
+
+    def go() -> None:
+        try:
+            _libc("unshare", _CLONE_NEWNET)
+            _libc("mount", _OWN_NAMESPACE.encode(), os.fsencode(path), b"none", _MS_BIND, None)
+        except OSError as cause:
+            troubles.append(cause)
+
+    thread = threading.Thread(target=go, name=f"create {path}")
+    thread.start()
+    thread.join()
+    if troubles:
+        file.unlink(missing_ok=True)
+        raise NetlinkError.of(f"make the namespace {path}", troubles[0]) from troubles[0]
+
+
+def remove_namespace(path: str) -> None:
+    """Take the name of a namespace away, as `ip netns del` does; nothing there is success."""
+    try:
+        # EINVAL: a file is there and nothing is mounted on it.
+        with suppress(FileNotFoundError):
+            try:
+                _libc("umount2", os.fsencode(path), _MNT_DETACH)
+            except OSError as cause:
+                if cause.errno != errno.EINVAL:
+                    raise
+            Path(path).unlink(missing_ok=True)
+    except OSError as cause:
+        raise NetlinkError.of(f"remove the namespace {path}", cause) from cause
+
+
+def same_namespace(netns: str) -> bool:
+    """Tell whether the path *netns* leads to the calling thread's own namespace; False when nothing is there."""
+    try:
+        return os.path.samestat(os.stat(netns), os.stat(_OWN_NAMESPACE))  # noqa: PTH116  Path.stat says the same, slower
+    except OSError:
+        return False
+
+
+def read_sysctl(name: str) -> str | None:
+    """Return what /proc/sys/*name* holds in the calling thread's namespace, None when the kernel has no such."""
+    try:
+        return Path(f"/proc/sys/{name}").read_text().strip()
+    except OSError:
+        return None
+
+
+def write_sysctl(name: str, value: str) -> bool:
+    """Write /proc/sys/*name* in the calling thread's namespace; False when there is none or it is kept closed."""
+    try:
+        file = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.write(file, value.encode())
+    except OSError as cause:
+        raise NetlinkError.of(f"set {name} to {value}", cause) from cause
+    finally:
+        os.close(file)
+    return True
+
+
+class Netlink:
+    """The kernel's verbs in one namespace. Links are named by their index, except where one is looked up."""
+
+    def __init__(self, asked: wire.Socket) -> None:
+        self._socket = asked
+
+    def __enter__(self) -> "Netlink":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    # --- links ---
+
+    def link(self, wanted: str | int) -> Link:
+        """Return the link with a name (or alternative name) or an index; `NetlinkError` (ENODEV) when there is none."""
+        try:
+            return _link(self._socket.get(wire.GETLINK, _wanted(wanted) + _SKIP_STATISTICS))
+        except OSError as cause:
+            raise NetlinkError.of(f"find interface {wanted!r}", cause) from cause
+
+    def find_link(self, wanted: str | int) -> Link | None:
+        """Return the link with a name or an index, None when there is none."""
+        try:
+            return self.link(wanted)
+        except NetlinkError as trouble:
+            if trouble.errno == errno.ENODEV:
+                return None
+            raise
+
+    def links(self) -> list[Link]:
+        """Return all links of the namespace."""
+        return [_link(body) for body in self._dump("list interfaces", wire.GETLINK, _IFINFO.pack(0, 0, 0, 0, 0))]
+
+    def describe(self, wanted: str | int) -> dict[str, Any]:
+        """Return all that the kernel tells of a link, by the kernel's names, for people to read.
+
+        pyroute2 knows the names; it is imported here because it costs 150 ms and no attachment asks for it.
+        """
+        from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+
+        try:
+            body = self._socket.get(wire.GETLINK, _wanted(wanted))
+        except OSError as cause:
+            raise NetlinkError.of(f"find interface {wanted!r}", cause) from cause
+        message = ifinfmsg(struct.pack("=IHHII", 16 + len(body), wire.NEWLINK, 0, 0, 0) + body)
+        message.decode()
+        return _plain(message)
+
+    def create_bridge(self, name: str, *, mtu: int = 0, vlan_filtering: bool = False) -> None:
+        """Make a bridge and set it up; *mtu* 0 leaves it to the kernel. EEXIST when the name is taken."""
+        data = wire.nested(2, wire.attribute(7, b"\1")) if vlan_filtering else b""
+        body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + wire.text(3, name) + _mtu(mtu)
+        self._create(f"make bridge {name}", body + wire.nested(18, wire.text(1, "bridge"), data))
+
+    def create_veth(
+        self, name: str, peer: str, *, peer_netns: str = "", mtu: int = 0, peer_mac: str = "", master: int = 0
+    ) -> None:
+        """Make a pair: *name* here, up, on the bridge *master*; *peer* in the namespace *peer_netns*, down."""
+        door = _namespace(peer_netns) if peer_netns else -1
+        try:
+            other = _IFINFO.pack(0, 0, 0, 0, 0) + wire.text(3, peer) + _mtu(mtu) + _mac(peer_mac) + _netns(door)
+            kind = wire.nested(18, wire.text(1, "veth"), wire.nested(2, wire.attribute(1, other)))
+            body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + wire.text(3, name) + _mtu(mtu) + kind
+            self._create(f"make veth pair {name} and {peer}", body + (wire.number(10, master) if master else b""))
+        finally:
+            if peer_netns:
+                os.close(door)
+
+    def create_macvlan(
+        self,
+        name: str,
+        parent: int,
+        mode: str,
+        *,
+        netns: str = "",
+        mtu: int = 0,
+        mac: str = "",
+        queue: int | None = None,
+    ) -> None:
+        """Make a macvlan *name* of the link *parent*, down, in the namespace *netns*; *queue* as `macvlan_queue`.
+
+        EEXIST when the name is taken here, even if it is free in *netns*: the kernel looks it up here first.
+        """
+        door = _namespace(netns) if netns else -1
+        try:
+            data = wire.number(1, MACVLAN_MODES[mode]) + (wire.number(7, queue) if queue is not None else b"")
+            body = _IFINFO.pack(0, 0, 0, 0, 0) + wire.text(3, name) + wire.number(5, parent)
+            body += _mtu(mtu) + _mac(mac) + _netns(door)
+            kind = wire.nested(18, wire.text(1, "macvlan"), wire.nested(2, data))
+            self._create(f"make macvlan {name} of interface {parent}", body + kind)
+        finally:
+            if netns:
+                os.close(door)
+
+    def set_link(
+        self,
+        index: int,
+        *,
+        up: bool | None = None,
+        promisc: bool | None = None,
+        mtu: int = 0,
+        mac: str = "",
+        name: str = "",
+        alias: str | None = None,
+        master: int | None = None,
+        group: int | None = None,
+        netns: str = "",
+    ) -> None:
+        """Change what is mentioned; *master* 0 takes the link off its bridge, *netns* moves it there."""
+        wanted = [(IFF_UP, up), (IFF_PROMISC, promisc)]
+        flags = sum(flag for flag, value in wanted if value)
+        mask = sum(flag for flag, value in wanted if value is not None)
+        numbers = {10: master, 27: group}
+        door = _namespace(netns) if netns else -1
+        try:
+            body = _IFINFO.pack(0, 0, index, flags, mask) + _mtu(mtu) + _mac(mac) + _netns(door)
+            body += wire.text(3, name) if name else b""
+            body += wire.text(20, alias) if alias is not None else b""
+            body += b"".join(wire.number(kind, value) for kind, value in numbers.items() if value is not None)
+            self._tell(f"change interface {index}", wire.NEWLINK, body)
+        finally:
+            if netns:
+                os.close(door)
+
+    def set_vlan_filtering(self, bridge: int, on: bool) -> None:
+        """Switch a bridge's VLAN filtering."""
+        data = wire.nested(2, wire.attribute(7, bytes([on])))
+        body = _IFINFO.pack(0, 0, bridge, 0, 0) + wire.nested(18, wire.text(1, "bridge"), data)
+        self._tell(f"switch VLAN filtering of bridge {bridge}", wire.NEWLINK, body)
+
+    def set_port(self, index: int, *, hairpin: bool | None = None, isolated: bool | None = None) -> None:
+        """Change what is mentioned of a bridge port."""
+        wanted = {4: hairpin, 33: isolated}
+        parts = [wire.attribute(kind, bytes([value])) for kind, value in wanted.items() if value is not None]
+        body = _IFINFO.pack(_AF_BRIDGE, 0, index, 0, 0) + wire.nested(12, *parts)
+        self._tell(f"change bridge port {index}", wire.SETLINK, body)
+
+    def vlans(self, port: int) -> list[Vlan]:
+        """Return the VLANs of a bridge port."""
+        body = _IFINFO.pack(_AF_BRIDGE, 0, 0, 0, 0) + _WITH_VLANS
+        told = self._dump("list bridge ports", wire.GETLINK, body)
+        found = [part for part in told if _IFINFO.unpack_from(part)[2] == port]
+        specs = [wire.attributes(part, 16).get(26, b"") for part in found]  # IFLA_AF_SPEC
+        infos = [value for spec in specs for kind, value in wire.pairs(spec) if kind == 2]  # IFLA_BRIDGE_VLAN_INFO
+        return [Vlan(vid, flags) for flags, vid in (struct.unpack_from("=HH", info) for info in infos)]
+
+    def add_vlans(self, port: int, first: int, last: int, flags: int = 0) -> None:
+        """Let a bridge port carry the VLANs *first* to *last*; *flags* VLAN_PVID, VLAN_UNTAGGED for a single one."""
+        self._tell(f"add VLAN {first}-{last} to bridge port {port}", wire.SETLINK, _vlans(port, first, last, flags))
+
+    def delete_vlan(self, port: int, vid: int) -> None:
+        """Take a VLAN off a bridge port."""
+        self._tell(f"take VLAN {vid} off bridge port {port}", wire.DELLINK, _vlans(port, vid, vid, 0))
+
+    def delete_link(self, index: int) -> None:
+        """Delete a link; `NetlinkError` (ENODEV) when there is none."""
+        self._tell(f"delete interface {index}", wire.DELLINK, _IFINFO.pack(0, 0, index, 0, 0))
+
+    def delete_links(self, indexes: Iterable[int]) -> None:
+        """Delete several links at once, as one group: the kernel then waits for its readers once."""
+        group = 0x80000000 | secrets.randbits(31)
+        for index in indexes:
+            self.set_link(index, group=group)
+        body = _IFINFO.pack(0, 0, 0, 0, 0) + wire.number(27, group)
+        self._tell("delete a group of interfaces", wire.DELLINK, body)
+
+    def await_running(self, index: int, seconds: float) -> bool:
+        """Wait until a link is operationally up; False when *seconds* were not enough."""
+        return self._socket.await_change(wire.GROUP_LINK, seconds, lambda: self.link(index).operstate == OPER_UP)
+
+    # --- addresses ---
+
+    def addresses(self, ifindex: int = 0, family: int = 0) -> list[Address]:
+        """Return the addresses of a link (0: of all), of a *family* 4 or 6 (0: both)."""
+        body = _IFADDR.pack(_FAMILY.get(family, 0), 0, 0, 0, ifindex)
+        return [_address(part) for part in self._dump("list addresses", wire.GETADDR, body)]
+
+    def add_address(self, ifindex: int, interface: IPInterface, *, flags: int = 0) -> None:
+        """Put an address on a link, IPv4 with its network's broadcast address (prefix up to 30). EEXIST: it is there."""
+        self._tell(
+            f"add address {interface} to interface {ifindex}",
+            wire.NEWADDR,
+            _address_body(ifindex, interface, flags),
+            wire.CREATE | wire.EXCL,
+        )
+
+    def delete_address(self, ifindex: int, interface: IPInterface) -> None:
+        """Take an address off a link; `NetlinkError` (EADDRNOTAVAIL) when it is not there."""
+        deed = f"delete address {interface} of interface {ifindex}"
+        self._tell(deed, wire.DELADDR, _address_body(ifindex, interface, 0))
+
+    def await_addresses(self, ifindex: int, wanted: Iterable[IPInterface], seconds: float) -> bool:
+        """Wait until none of *wanted* is tentative any more (RFC 4862, 5.4); False when *seconds* were not enough."""
+        named = frozenset(wanted)
+
+        def settled() -> bool:
+            mine = [address for address in self.addresses(ifindex, 6) if address.interface in named]
+            return not any(address.flags & TENTATIVE and not address.flags & DADFAILED for address in mine)
+
+        return self._socket.await_change(wire.GROUP_IPV6_IFADDR, seconds, settled)
+
+    # --- routes and neighbours ---
+
+    def routes(self, family: int = 0, table: int = MAIN_TABLE) -> list[Route]:
+        """Return the routes of a *table* (0: of all), of a *family* 4 or 6 (0: both)."""
+        told = []
+        for version in (family,) if family else (4, 6):
+            body = _RTMSG.pack(_FAMILY[version], 0, 0, 0, 0, 0, 0, 0, 0) + wire.number(15, table)
+            told += self._dump("list routes", wire.GETROUTE, body, nothing=(errno.ENOENT, errno.EOPNOTSUPP))
+        return [_route(body) for body in told if not _RTMSG.unpack_from(body)[8] & 0x200]  # RTM_F_CLONED: a cache entry
+
+    def default_routes(self, family: int) -> list[Route]:
+        """Return the default routes of a family in the main table."""
+        return [route for route in self.routes(family) if route.is_default and route.kind == UNICAST]
+
+    def add_route(self, route: Route) -> None:
+        """Add a route beside those of the same destination; EEXIST when this very one is there."""
+        self._tell(f"add route {_words(route)}", wire.NEWROUTE, _route_body(route), wire.CREATE)
+
+    def replace_route(self, route: Route) -> None:
+        """Put a route in the place of that of the same destination, table and priority, or add it."""
+        self._tell(f"replace route {_words(route)}", wire.NEWROUTE, _route_body(route), wire.CREATE | wire.REPLACE)
+
+    def delete_route(self, route: Route) -> None:
+        """Delete a route; `NetlinkError` (ESRCH) when it is not there."""
+        self._tell(f"delete route {_words(route)}", wire.DELROUTE, _route_body(route))
+
+    def neighbours(self, ifindex: int = 0, family: int = 0) -> list[Neighbour]:
+        """Return the neighbour table of a link (0: of all), of a *family* 4 or 6 (0: both)."""
+        chosen = wire.number(8, ifindex) if ifindex else b""  # NDA_IFINDEX
+        body = _NDMSG.pack(_FAMILY.get(family, 0), 0, 0, 0, 0) + chosen
+        told = self._dump("list neighbours", wire.GETNEIGH, body)
+        return [_neighbour(part) for part in told if part[0] in _VERSION]
+
+    # --- asking ---
+
+    def _tell(self, deed: str, kind: int, body: bytes, flags: int = 0) -> None:
+        try:
+            self._socket.tell(kind, body, flags)
+        except OSError as cause:
+            raise NetlinkError.of(deed, cause) from cause
+
+    def _create(self, deed: str, body: bytes) -> None:
+        self._tell(deed, wire.NEWLINK, body, wire.CREATE | wire.EXCL)
+
+    def _dump(self, deed: str, kind: int, body: bytes, nothing: tuple[int, ...] = ()) -> list[bytes]:
+        try:
+            return self._socket.dump(kind, body)
+        except OSError as cause:
+            if cause.errno in nothing:
+                return []
+            raise NetlinkError.of(deed, cause) from cause
+
+
+# --- namespaces: system calls ----------------------------------------------------------------------------------------
+
+
+def _namespace(path: str) -> int:
+    """Open the namespace at *path*; whoever asked closes it."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as cause:
+        error = NoNamespace if cause.errno in (errno.ENOENT, errno.ENOTDIR) else NetlinkError
+        raise error.of(f"open the network namespace {path}", cause) from cause
+
+
+def _enter(door: int, path: str) -> None:
+    try:
+        _libc("setns", door, _CLONE_NEWNET)
+    except OSError as cause:
+        # EINVAL: the file is no network namespace. ENOTTY and EBADF never come from a descriptor that we opened.
+        error = NoNamespace if cause.errno == errno.EINVAL else NetlinkError
+        raise error.of(f"enter the network namespace {path}", cause) from cause
+
+
+def _libc(verb: str, *args: Any) -> None:
+    """Call the C library: Python has setns and unshare from 3.12 on, mount never."""
+    import ctypes  # 3 ms that only those pay who enter a namespace
+
+    library = ctypes.CDLL(None, use_errno=True)
+    if getattr(library, verb)(*args):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+# --- records from and to the wire ------------------------------------------------------------------------------------
+
+
+def _wanted(wanted: str | int) -> bytes:
+    if isinstance(wanted, int):
+        return _IFINFO.pack(0, 0, wanted, 0, 0)
+    # IFLA_IFNAME takes 15 bytes; a longer name can only be an alternative one (IFLA_ALT_IFNAME).
+    short = len(wanted.encode(errors="surrogateescape")) < 16
+    return _IFINFO.pack(0, 0, 0, 0, 0) + wire.text(3 if short else 53, wanted)
+
+
+def _mtu(mtu: int) -> bytes:
+    return wire.number(4, mtu) if mtu else b""
+
+
+def _mac(mac: str) -> bytes:
+    return wire.attribute(1, bytes.fromhex(mac.replace(":", ""))) if mac else b""
+
+
+def _netns(door: int) -> bytes:
+    return wire.number(28, door) if door >= 0 else b""  # IFLA_NET_NS_FD
+
+
+def _vlans(port: int, first: int, last: int, flags: int) -> bytes:
+    """Pack a range of VLANs (BRIDGE_VLAN_INFO_RANGE_BEGIN 8, _RANGE_END 16; IFLA_BRIDGE_FLAGS 0: the master's side)."""
+    ends = [(flags, first)] if first == last else [(flags | 8, first), (flags | 16, last)]
+    infos = [wire.attribute(2, struct.pack("=HH", *end)) for end in ends]
+    spec = wire.nested(26, wire.attribute(0, struct.pack("=H", 1)), *infos)
+    return _IFINFO.pack(_AF_BRIDGE, 0, port, 0, 0) + spec
+
+
+def _link(body: bytes) -> Link:
+    _, _, index, flags, _ = _IFINFO.unpack_from(body)
+    told = wire.attributes(body, 16)
+    info = wire.attributes(told.get(18, b""))
+    parent_netns = told.get(37)
+    altnames = tuple(wire.string(name) for kind, name in wire.pairs(told.get(52, b"")) if kind == 53)
+    return Link(
+        index=index,
+        name=wire.string(told.get(3)),
+        kind=wire.string(info.get(1)),
+        mac=told.get(1, b"").hex(":"),
+        mtu=wire.unsigned(told.get(4)),
+        flags=flags,
+        master=wire.unsigned(told.get(10)),
+        parent=wire.unsigned(told.get(5)),
+        parent_netns=None if parent_netns is None else wire.unsigned(parent_netns),
+        operstate=wire.unsigned(told.get(16)),
+        group=wire.unsigned(told.get(27)),
+        promiscuity=wire.unsigned(told.get(30)),
+        alias=wire.string(told.get(20)),
+        altnames=altnames,
+        data=info.get(2, b""),
+        port=info.get(5, b""),
+    )
+
+
+def _address(body: bytes) -> Address:
+    _, length, flags, scope, index = _IFADDR.unpack_from(body)
+    told = wire.attributes(body, 8)
+    far = told.get(1, b"")  # IFA_ADDRESS: the address itself, or the other end when IFA_LOCAL differs
+    near = told.get(2, far)
+    return Address(
+        ifindex=index,
+        interface=ipaddress.ip_interface((near, length)),
+        flags=wire.unsigned(told.get(8)) or flags,
+        scope=scope,
+        label=wire.string(told.get(3)),
+        peer=ipaddress.ip_address(far) if far != near else None,
+    )
+
+
+def _address_body(index: int, interface: IPInterface, flags: int) -> bytes:
+    packed = interface.ip.packed
+    body = _IFADDR.pack(_FAMILY[interface.version], interface.network.prefixlen, flags, 0, index)
+    body += wire.attribute(2, packed) + wire.attribute(1, packed)
+    if interface.version == 4 and interface.network.prefixlen < 31:
+        body += wire.attribute(4, interface.network.broadcast_address.packed)
+    return body
+
+
+def _route(body: bytes) -> Route:
+    family, length, _, _, table, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
+    told = wire.attributes(body, 12)
+    metrics = wire.attributes(told.get(8, b""))
+    return Route(
+        dst=_network(_VERSION[family], told.get(1), length),
+        gateway=_gateway(told),
+        ifindex=wire.unsigned(told.get(4)),
+        priority=wire.unsigned(told.get(6)),
+        table=wire.unsigned(told.get(15)) or table,
+        scope=scope,
+        protocol=protocol,
+        kind=kind,
+        source=ipaddress.ip_address(told[7]) if 7 in told else None,
+        mtu=wire.unsigned(metrics.get(2)),
+        advmss=wire.unsigned(metrics.get(8)),
+        flags=flags,
+        hops=_hops(told.get(9, b"")),
+    )
+
+
+def _network(version: int, packed: bytes | None, length: int) -> IPNetwork:
+    kind = ipaddress.IPv4Network if version == 4 else ipaddress.IPv6Network
+    return kind((packed or bytes(4 if version == 4 else 16), length))
+
+
+def _gateway(told: wire.Attributes) -> IPAddress | None:
+    if 5 in told:
+        return ipaddress.ip_address(told[5])
+    return ipaddress.ip_address(told[18][2:]) if 18 in told else None  # RTA_VIA: a gateway of another family
+
+
+def _hops(data: bytes) -> tuple[Hop, ...]:
+    """Read RTA_MULTIPATH: rtnexthop records (length, flags, hops, index), each with attributes."""
+    hops, start = [], 0
+    while start + 8 <= len(data):
+        length, _, _, index = struct.unpack_from("=HBBi", data, start)
+        if length < 8:
+            break
+        hops.append(Hop(index, _gateway(wire.attributes(data[start + 8 : start + length]))))
+        start += (length + 3) & ~3
+    return tuple(hops)
+
+
+def _via(family: int, gateway: IPAddress | None) -> bytes:
+    if gateway is None:
+        return b""
+    own = _FAMILY[gateway.version]
+    return (
+        wire.attribute(5, gateway.packed)
+        if own == family
+        else wire.attribute(18, struct.pack("=H", own) + gateway.packed)
+    )
+
+
+def _route_body(route: Route) -> bytes:
+    family = _FAMILY[route.dst.version]
+    body = _RTMSG.pack(
+        family,
+        route.dst.prefixlen,
+        0,
+        0,
+        min(route.table, 252) if route.table > 255 else route.table,
+        route.protocol,
+        route.scope,
+        route.kind,
+        route.flags & 0x4,  # RTNH_F_ONLINK: the rest is the kernel's to say
+    )
+    hops = b"".join(_hop(family, hop) for hop in route.hops)
+    metrics = {2: route.mtu, 8: route.advmss}
+    parts = [wire.number(kind, value) for kind, value in metrics.items() if value]
+    return b"".join(
+        (
+            body,
+            wire.attribute(1, route.dst.network_address.packed),
+            wire.number(15, route.table),
+            wire.number(6, route.priority) if route.priority else b"",
+            wire.number(4, route.ifindex) if route.ifindex else b"",
+            _via(family, route.gateway),
+            wire.attribute(7, route.source.packed) if route.source else b"",
+            wire.nested(8, *parts) if parts else b"",
+            wire.attribute(9, hops) if hops else b"",
+        )
+    )
+
+
+def _hop(family: int, hop: Hop) -> bytes:
+    via = _via(family, hop.gateway)
+    return struct.pack("=HBBi", 8 + len(via), 0, 0, hop.ifindex) + via
+
+
+def _words(route: Route) -> str:
+    target = "default" if route.is_default else str(route.dst)
+    return f"{target}{f' via {route.gateway}' if route.gateway else ''} on interface {route.ifindex}"
+
+
+def _neighbour(body: bytes) -> Neighbour:
+    _, index, state, _, _ = _NDMSG.unpack_from(body)
+    told = wire.attributes(body, 12)
+    return Neighbour(index, ipaddress.ip_address(told[1]), told.get(2, b"").hex(":"), state)
+
+
+def _plain(message: Any) -> dict[str, Any]:
+    """Turn a decoded message of pyroute2 into plain objects: its attribute lists become keys."""
+    fields = {key: value for key, value in message.items() if key not in ("attrs", "header", "value")}
+    for name, value in message.get("attrs", ()):
+        fields[name] = _plain(value) if hasattr(value, "get") and hasattr(value, "items") else value
+    return fields

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the pod is told: results -> the `network-status` annotation. Pure; nothing is opened, nothing is asked.
+
+Format: Kubernetes Network Custom Resource Definition De-facto Standard 1.3, section 5.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from multus_py.cni.result import IP, Interface, Result
+from multus_py.plan import Attachment
+
+_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5,19}\Z")
+
+
+def build(attachment: Attachment, result: Result, netns: str) -> list[dict[str, Any]]:
+    """Return the statuses of one attachment: one for each interface that its result puts into the pod.
+
+    Results come in every shape: without interfaces, with the host's end only, with a `sandbox` that is no path, with
+    two interfaces in the pod. The interface that we asked for is always told of; an address that names no interface
+    of the pod belongs to it.
+    """
+    own = {n: interface for n, interface in enumerate(result.interfaces) if _in_pod(interface, attachment, netns)}
+    asked = next((n for n, interface in own.items() if interface.name == attachment.ifname), None)
+    if asked is None and len(own) == 1:
+        asked = next(iter(own))  # the delegate chose a name of its own
+    placed = {n: [ip for ip in result.ips if ip.interface == n] for n in own if n != asked}
+    elsewhere = {id(ip) for ips in placed.values() for ip in ips}
+    rest = [ip for ip in result.ips if id(ip) not in elsewhere]
+    main = own[asked] if asked is not None else Interface(attachment.ifname)
+    statuses = [_status(attachment, main, rest, result, main=True)]
+    return statuses + [_status(attachment, own[n], ips, result, main=False) for n, ips in placed.items()]
+
+
+def annotation(statuses: Iterable[dict[str, Any]]) -> str:
+    """Return the annotation's text, byte for byte as the reference library writes it."""
+    return "[" + ",".join(json.dumps(status, indent=4, ensure_ascii=False) for status in statuses) + "]"
+
+
+def _in_pod(interface: Interface, attachment: Attachment, netns: str) -> bool:
+    # A sandbox that is no path ("0" from AWS, an id from Antrea) says nothing; the name we asked for does.
+    return interface.name == attachment.ifname or interface.sandbox == netns or interface.sandbox.startswith("/")
+
+
+def _status(
+    attachment: Attachment, interface: Interface, ips: list[IP], result: Result, *, main: bool
+) -> dict[str, Any]:
+    defaults = [route for route in result.routes if main and route.is_default]
+    gateways = [str(route.gw) for route in defaults if route.gw is not None]
+    return {
+        "name": attachment.name,
+        "interface": interface.name,
+        **({"ips": [str(ip.address.ip) for ip in ips]} if ips else {}),
+        # AWS VPC CNI keeps a number of its own under this key.
+        **({"mac": interface.mac} if _MAC.match(interface.mac) else {}),
+        **({"mtu": interface.mtu} if interface.mtu else {}),
+        **({"default": True} if attachment.primary and main else {}),
+        "dns": result.dns.to_json() if main else {},
+        **({"gateway": gateways} if gateways else {}),
+    }

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decide what a pod gets: config + pod + definitions -> attachments. Reads, never writes; refuses here or nowhere."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from multus_py import selection
+from multus_py.cni import conflist
+from multus_py.cni.call import Call, json_object
+from multus_py.cni.conflist import Conflist
+from multus_py.cni.errors import CniError, Code
+from multus_py.cni.result import Address
+from multus_py.config import MultusConfig, delegates_to_us
+from multus_py.kube.store import DEFAULT_NETWORK, NETWORKS, KubeStore, NotFound, Pod, PodRef
+from multus_py.selection import Selection
+
+CONF_ENDINGS = (".conf", ".conflist", ".json")
+_CHAIN_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
+# What the runtime says of one interface concerns the interface it asked for, not the pod's other ones.
+_ONE_INTERFACE = frozenset({"mac", "ips", "infinibandGUID", "deviceID", "CNIDeviceInfoFile"})
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """One network of one pod, decided: everything that its plugins will be told, on ADD, CHECK and DEL alike.
+
+    *name* is how people know it: `<namespace>/<definition>`, or the config's own name when it came from a file.
+    *capabilities* is what may become a plugin's runtimeConfig; *default_route* None: nothing said, (): keep what the
+    delegate sets, else one gateway per family.
+    """
+
+    name: str
+    conflist: Conflist
+    ifname: str
+    primary: bool
+    args: tuple[tuple[str, str], ...] = ()
+    capabilities: Mapping[str, Any] = field(default_factory=dict)
+    default_route: tuple[Address, ...] | None = None
+
+
+class NoNetwork(CniError):
+    """A network that is named and not there; *namespace* and *name* say which."""
+
+    def __init__(self, namespace: str, name: str, why: str, details: str = "") -> None:
+        super().__init__(
+            Code.INVALID_CONFIG,
+            f"cannot find a network-attachment-definition ({name}) in namespace ({namespace}): {why}",
+            details,
+        )
+
+
+def pod_ref(call: Call) -> PodRef | None:
+    """Return the pod that the runtime names in CNI_ARGS; None when the sandbox belongs to none."""
+    name, namespace = call.arg("K8S_POD_NAME"), call.arg("K8S_POD_NAMESPACE")
+    return PodRef(namespace or "default", name, call.arg("K8S_POD_UID")) if name else None
+
+
+def attachments(call: Call, config: MultusConfig, pod: Pod | None, store: KubeStore | None) -> tuple[Attachment, ...]:
+    """Return a sandbox's attachments in order: the default network, the other defaults, the pod's own."""
+    sources = Sources(config, store)
+    networks = list(_cluster_networks(sources, pod))
+    networks += _selected(pod, sources)
+    networks += _auxiliary(config)
+    decided = tuple(_attach(n, network, call, config, pod) for n, network in enumerate(networks))
+    _refuse_clashes(decided)
+    _refuse_rival_gateways(decided)
+    return decided
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network found: its config, its name for people, and what the pod asked of it."""
+
+    name: str
+    conflist: Conflist
+    selection: Selection | None = None
+
+
+def _cluster_networks(sources: "Sources", pod: Pod | None) -> Iterator[Network]:
+    """Yield the networks that the platform gives to every pod; the first is the primary."""
+    config = sources.config
+    primary = _pods_default(pod, sources) or next(_configured(sources), None)
+    if primary is None:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            "multus-py config: no default network",
+            "set 'clusterNetwork' (a definition, a file or a folder) or 'delegates'",
+        )
+    yield primary
+    if not config.cluster_network:
+        yield from list(_configured(sources))[1:]
+    elif pod is None or pod.namespace not in config.system_namespaces:
+        yield from (sources.named(value, "defaultNetworks") for value in config.default_networks)
+
+
+def _configured(sources: "Sources") -> Iterator[Network]:
+    config = sources.config
+    if config.cluster_network:
+        yield sources.named(config.cluster_network, "clusterNetwork")
+        return
+    for n, body in enumerate(config.delegates):
+        found = sources.conflist(body, f"multus-py config: delegates[{n}]", config.name)
+        yield Network(found.name, found)
+
+
+def _pods_default(pod: Pod | None, sources: "Sources") -> Network | None:
+    """Return the network that the pod's default-network annotation puts in place of the cluster's."""
+    text = pod.annotations.get(DEFAULT_NETWORK, "") if pod else ""
+    chosen = selection.parse_default(text, sources.config.multus_namespace)
+    return sources.selected(chosen, pod.namespace) if chosen and pod else None
+
+
+def _selected(pod: Pod | None, sources: "Sources") -> list[Network]:
+    if pod is None:
+        return []
+    chosen = selection.parse(pod.annotations.get(NETWORKS, ""), pod.namespace)
+    return [sources.selected(choice, pod.namespace) for choice in chosen]
+
+
+def _auxiliary(config: MultusConfig) -> list[Network]:
+    """Return the auxiliary chain: plugins in a folder beside the cluster network's file, as one network more."""
+    if not config.auxiliary_chain:
+        return []
+    if "/" not in config.cluster_network:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            "multus-py config: 'auxiliaryCNIChainName' needs 'clusterNetwork' to be a path",
+            "name the file of the default network",
+        )
+    inline = Conflist(config.auxiliary_chain, config.version, ({"type": "passthru"},))
+    found = _with_subdirectory(inline, Path(config.cluster_network).parent, config.type)
+    return [Network(found.name, found)] if len(found.plugins) > 1 else []
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where networks are found by name: definitions in the store, files in confDir, a path in our own config."""
+
+    config: MultusConfig
+    store: KubeStore | None
+
+    def selected(self, choice: Selection, pod_namespace: str) -> Network:
+        """Return the network that a pod names, whichever annotation it stands in; isolation holds on all of them."""
+        config = self.config
+        allowed = config.global_namespaces | {pod_namespace}
+        if config.namespace_isolation and choice.namespace not in allowed:
+            raise CniError(
+                Code.INVALID_CONFIG,
+                f"namespace isolation: a pod in namespace {pod_namespace} may not use "
+                f"the network {choice.namespace}/{choice.name}",
+                f"allowed: {', '.join(sorted(allowed))} (globalNamespaces)",
+            )
+        found = self.definition(choice.namespace, choice.name)
+        conf = replace(found, plugins=tuple(_with_cni_args(plugin, choice.cni_args) for plugin in found.plugins))
+        return Network(f"{choice.namespace}/{choice.name}", conf, choice)
+
+    def named(self, value: str, where: str) -> Network:
+        """Return a network that our config names: a path, or a definition, or the name of a config in confDir."""
+        if "/" in value:
+            found = self._path(Path(value), where)
+            return Network(found.name, found)
+        namespace = self.config.multus_namespace
+        try:
+            return Network(f"{namespace}/{value}", self.definition(namespace, value))
+        except NoNetwork as missing:
+            if conf := self._in_conf_dir(value):
+                return Network(conf.name, conf)
+            raise missing.while_(f"multus-py config: {where} {value!r}") from missing
+
+    def definition(self, namespace: str, name: str) -> Conflist:
+        """Return the config of a definition; one without `spec.config` stands in confDir under the same name."""
+        if self.store is None:
+            raise NoNetwork(namespace, name, "there is no store", "set 'kubeconfig' or 'manifests'")
+        try:
+            definition = self.store.definition(namespace, name)
+        except NotFound as missing:
+            raise NoNetwork(namespace, name, missing.msg, missing.details) from missing
+        where = f"definition {namespace}/{name}: spec.config"
+        if not definition.config.strip():
+            if conf := self._in_conf_dir(name):
+                return conf
+            raise NoNetwork(
+                namespace, name, f"its spec.config is empty and no config in {self.config.conf_dir} has that name"
+            )
+        try:
+            body = json_object(definition.config, where)
+        except CniError as cause:
+            raise CniError(Code.INVALID_CONFIG, cause.msg, cause.details) from cause
+        return self.conflist(body, where, name)
+
+    def conflist(self, body: Mapping[str, Any], where: str, default_name: str = "") -> Conflist:
+        """Read a config; one that would call us again is refused, one without a version gets ours."""
+        if delegates_to_us(body, self.config.type):
+            raise CniError(
+                Code.INVALID_CONFIG, f"{where}: delegates to multus-py itself", "name the network that it should call"
+            )
+        versioned = (
+            body if body.get("cniVersion") or body.get("cniVersions") else {**body, "cniVersion": self.config.version}
+        )
+        return conflist.parse(versioned, default_name, where)
+
+    def _path(self, path: Path, where: str) -> Conflist:
+        if path.is_dir():
+            return self._first_in(path, where)
+        found = self.conflist(_json_file(path, f"multus-py config: {where}"), str(path))
+        return found if found.single else _with_subdirectory(found, path.parent, self.config.type)
+
+    def _first_in(self, folder: Path, where: str) -> Conflist:
+        """Return the first config of a folder by name that does not call us."""
+        for path in _conf_files(folder):
+            body = _json_file(path, f"multus-py config: {where}")
+            if not delegates_to_us(body, self.config.type):
+                return self._path(path, where)
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"multus-py config: {where}: no network config in {folder}",
+            f"put a file there that ends in {', '.join(CONF_ENDINGS)}",
+        )
+
+    def _in_conf_dir(self, name: str) -> Conflist | None:
+        """Return the config in confDir whose name is *name*; a broken file does not hide the ones after it."""
+        for path in _conf_files(self.config.conf_dir):
+            try:
+                body = _json_file(path, "confDir")
+            except CniError:
+                continue
+            if body.get("name") == name:
+                found = self.conflist(body, str(path))
+                return found if found.single else _with_subdirectory(found, path.parent, self.config.type)
+        return None
+
+
+def _conf_files(folder: Path) -> Iterable[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix in CONF_ENDINGS and path.is_file())
+    except OSError:
+        return []
+
+
+def _json_file(path: Path, where: str) -> dict[str, Any]:
+    try:
+        text = path.read_bytes()
+    except OSError as cause:
+        # The file may be away for a moment, as when its owner writes it anew: the runtime should try again.
+        raise CniError(Code.TRY_AGAIN, f"{where}: cannot read {path}: {cause.strerror}") from cause
+    try:
+        return json_object(text, str(path))
+    except CniError as cause:
+        raise CniError(Code.INVALID_CONFIG, f"{where}: {cause.msg}", cause.details) from cause
+
+
+def _with_subdirectory(found: Conflist, folder: Path, own_type: str) -> Conflist:
+    """Append the plugins in `<folder>/<name>/*.conf`, as libcni does unless `loadOnlyInlinedPlugins` says not to."""
+    if found.only_inlined or not _CHAIN_NAME.match(found.name):
+        return found
+    files = [path for path in _conf_files(folder / found.name) if path.suffix == ".conf"]
+    bodies = [_json_file(path, f"network {found.name}") for path in files]
+    if any(delegates_to_us(body, own_type) for body in bodies):
+        raise CniError(
+            Code.INVALID_CONFIG, f"network {found.name}: {folder / found.name} delegates to multus-py itself"
+        )
+    more = [
+        conflist.parse({**body, "name": found.name}, where=str(path)).plugins[0]
+        for path, body in zip(files, bodies, strict=True)
+    ]
+    return replace(found, plugins=(*found.plugins, *more))
+
+
+def _with_cni_args(plugin: Mapping[str, Any], cni_args: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Merge what the pod wrote as `cni-args` into the plugin's `args.cni`."""
+    if not cni_args:
+        return plugin
+    args = plugin.get("args")
+    args = args if isinstance(args, Mapping) else {}
+    cni = args.get("cni")
+    return {**plugin, "args": {**args, "cni": {**(cni if isinstance(cni, Mapping) else {}), **cni_args}}}
+
+
+def _attach(n: int, network: Network, call: Call, config: MultusConfig, pod: Pod | None) -> Attachment:
+    asked = network.selection
+    conf = network.conflist
+    return Attachment(
+        name=network.name,
+        conflist=conf,
+        ifname=(asked.interface if asked else "") or (call.ifname if n == 0 else f"net{n}"),
+        primary=n == 0,
+        args=_args(call, pod, asked, conf),
+        capabilities=_capabilities(n == 0, asked, config.runtime_config or {}),
+        default_route=asked.default_route if asked else None,
+    )
+
+
+def _args(call: Call, pod: Pod | None, asked: Selection | None, conf: Conflist) -> tuple[tuple[str, str], ...]:
+    """Return CNI_ARGS for a delegate: multus-cni's five keys first, each key once, then what the pod asked for."""
+    own = dict(call.args)
+    known = {"IgnoreUnknown": own.get("IgnoreUnknown", "true")}
+    if pod:
+        infra = own.get("K8S_POD_INFRA_CONTAINER_ID") or call.container_id
+        known |= {
+            "K8S_POD_NAMESPACE": pod.namespace,
+            "K8S_POD_NAME": pod.name,
+            "K8S_POD_INFRA_CONTAINER_ID": infra,
+            "K8S_POD_UID": own.get("K8S_POD_UID") or pod.uid,
+        }
+    merged = {**known, **{key: value for key, value in own.items() if key not in known}}
+    if asked and asked.mac:
+        merged["MAC"] = asked.mac
+    # host-local takes one address here: a list goes by the capability, if any plugin declares it.
+    if asked and asked.ips and (len(asked.ips) == 1 or not _declares(conf, "ips")):
+        merged["IP"] = ",".join(asked.ips)
+    return tuple(merged.items())
+
+
+def _declares(conf: Conflist, capability: str) -> bool:
+    return any(
+        isinstance(caps := plugin.get("capabilities"), Mapping) and caps.get(capability) is True
+        for plugin in conf.plugins
+    )
+
+
+def _capabilities(primary: bool, asked: Selection | None, runtime: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what may become runtimeConfig: the runtime's values, then what the pod asked of this network."""
+    base = {key: value for key, value in runtime.items() if primary or key not in _ONE_INTERFACE}
+    if asked is None:
+        return base
+    wanted = {
+        "portMappings": None if asked.port_mappings is None else [dict(item) for item in asked.port_mappings],
+        "bandwidth": asked.bandwidth,
+        "ips": list(asked.ips),
+        "mac": asked.mac,
+        "infinibandGUID": asked.infiniband_guid,
+        "deviceID": asked.device_id,
+    }
+    return {**base, **{key: value for key, value in wanted.items() if value}}
+
+
+def _refuse_clashes(decided: tuple[Attachment, ...]) -> None:
+    counted = Counter(attachment.ifname for attachment in decided)
+    if clash := next((attachment for attachment in decided if counted[attachment.ifname] > 1), None):
+        rivals = [attachment.name for attachment in decided if attachment.ifname == clash.ifname]
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"two networks would have the interface {clash.ifname}: {', '.join(rivals)}",
+            "ask for another interface name; net<N> counts from the default network, which is 0",
+        )
+
+
+def _refuse_rival_gateways(decided: tuple[Attachment, ...]) -> None:
+    for family in (4, 6):
+        claims = [
+            f"{attachment.name} ({gateway})"
+            for attachment in decided
+            for gateway in attachment.default_route or ()
+            if gateway.version == family
+        ]
+        if len(claims) > 1:
+            raise CniError(
+                Code.INVALID_CONFIG,
+                f"more than one IPv{family} default-route is asked for: {', '.join(claims)}",
+                "keep one per address family",
+            )

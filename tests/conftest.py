@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: an environment without leftovers of the caller's, and one real API server for the session."""
+
+import os
+from collections.abc import Iterator
+
+import cluster
+import pytest
+
+_LEAKS = ("CNI_", "KUBE", "K8S_", "MULTUS_", "NODE_NAME", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
+_KUBECONFIG = os.environ.get("KUBECONFIG")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away what the machine or the caller's shell would tell our code; a test sets what it needs."""
+    for name in [name for name in os.environ if name.upper().startswith(_LEAKS)]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cluster.Cluster]:
+    """Start a real API server, without any node, for as long as the session lasts."""
+    try:
+        with cluster.start(tmp_path_factory.mktemp("cluster"), _KUBECONFIG) as found:
+            yield found
+    except cluster.NoCluster as reason:
+        pytest.skip(str(reason))
