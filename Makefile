@@ -6,13 +6,16 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PYTEST_FLAGS ?=
 
-.PHONY: help demo test check format venv packages clean
+.PHONY: help root demo test check format venv packages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-demo: venv packages ## two pods with four networks each, on this machine; nothing stays behind
+demo: root venv packages ## two pods with four networks each, on this machine; nothing stays behind
 	@examples/demo.sh
+
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "the demo makes network namespaces, which needs root: run 'sudo make demo'" >&2; exit 1; }
 
 test: venv packages ## every test that this machine can run
 	$(BIN)/pytest $(PYTEST_FLAGS)

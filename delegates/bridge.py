@@ -13,7 +13,7 @@ from multus_py.cni import names
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
 from multus_py.cni.delegate import Request
-from multus_py.cni.errors import CniError, Code, gathered
+from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import DNS, IP, Interface, Result, Route
 from multus_py.delegates import configure, requested
 from multus_py.fields import Fields
@@ -87,7 +87,9 @@ def parse(call: Call) -> Config:
         dad=fields.flag("enabledad"),
         l2_down=fields.flag("disableContainerInterface"),
         vlan=fields.number("vlan"),
-        trunk=tuple(_trunk(item, n) for n, part in enumerate(fields.tables("vlanTrunk") or ()) for item in [part]),
+        trunk=tuple(
+            ends for n, item in enumerate(fields.tables("vlanTrunk") or ()) for ends in _trunk(item, f"vlanTrunk[{n}]")
+        ),
         keep_default_vlan=fields.flag("preserveDefaultVlan"),
     )
     if config.hairpin and config.promisc:
@@ -128,26 +130,18 @@ def add(request: Request) -> Result:
 def delete(request: Request) -> None:
     """Remove the pair and release the addresses, each whatever the other met; the bridge stays."""
     call = request.call
-    kind = configure.ipam_type(call)
-    troubles = []
-    try:
-        configure.remove_interface(call.netns, call.ifname)
-    except CniError as trouble:
-        troubles.append(trouble)
-    try:
-        if kind:
-            request.ask(kind, call)
-    except CniError as trouble:
-        troubles.append(trouble)
-    if troubles:
-        raise gathered(f"delete {call.ifname}", troubles)
+    # The interface first: an address that is free again must not be in use here for a moment longer.
+    configure.finish(
+        f"delete {call.ifname}",
+        lambda: configure.remove_interface(call.netns, call.ifname),
+        lambda: configure.ask_for(request),
+    )
 
 
 def check(request: Request) -> None:
     """Raise when the pair, its place on the bridge, an address or a route is not what ADD answered."""
     call, config = request.call, parse(request.call)
-    if config.ipam:
-        request.ask(config.ipam, call)
+    configure.ask_for(request)
     promised = configure.promised(call)
     with netlink.open(call.netns) as inside:
         pod = configure.pod_interface(inside, call, "veth")
@@ -164,8 +158,8 @@ def check(request: Request) -> None:
 
 def status(request: Request) -> None:
     """Raise when the IPAM plugin could not serve an ADD."""
-    if kind := configure.ipam_type(request.call):
-        request.ask(kind, request.call)
+    parse(request.call)
+    configure.ask_for(request)
 
 
 # --- the config ------------------------------------------------------------------------------------------------------
@@ -182,24 +176,21 @@ def _mtu(fields: Fields) -> int:
     return mtu
 
 
-def _trunk(item: Mapping[str, Any], n: int) -> tuple[int, int]:
-    """Read one entry of vlanTrunk: a range minID to maxID, or a single id."""
-    fields = Fields(item, f"bridge: vlanTrunk[{n}]")
-    ends = {key: fields.get(key) for key in ("minID", "maxID", "id")}
-    given = {key: fields.number(key) for key, value in ends.items() if value is not None}
+def _trunk(item: Mapping[str, Any], where: str) -> list[tuple[int, int]]:
+    """Read one entry of vlanTrunk: a range minID to maxID, a single id, or both."""
+    fields = Fields(item, f"bridge: {where}")
+    given = {key: fields.number(key) for key in ("minID", "maxID", "id") if fields.get(key) is not None}
     for key, value in given.items():
         if not 0 < value <= _VLAN_MAX:
-            raise _refused(f"vlanTrunk[{n}]: incorrect trunk {key} parameter {value}", f"1 to {_VLAN_MAX}")
+            raise _refused(f"{where}: incorrect trunk {key} parameter {value}", f"1 to {_VLAN_MAX}")
     if ("minID" in given) != ("maxID" in given):
-        raise _refused(f"vlanTrunk[{n}]: minID and maxID should be configured simultaneously", "or 'id' alone")
-    if "id" in given and "minID" in given:
-        raise _refused(f"vlanTrunk[{n}]: has an id and a range", "write two entries")
+        raise _refused(f"{where}: minID and maxID should be configured simultaneously", "or 'id' for a single VLAN")
     if not given:
-        raise _refused(f"vlanTrunk[{n}]: names no VLAN", "'id', or 'minID' and 'maxID'")
-    first, last = given.get("minID", given.get("id", 0)), given.get("maxID", given.get("id", 0))
-    if first > last:
-        raise _refused(f"vlanTrunk[{n}]: minID is greater than maxID in trunk parameter", f"{first} > {last}")
-    return first, last
+        raise _refused(f"{where}: names no VLAN", "'id', or 'minID' and 'maxID'")
+    ranges = [(given[first], given[last]) for first, last in (("minID", "maxID"), ("id", "id")) if first in given]
+    if any(first > last for first, last in ranges):
+        raise _refused(f"{where}: minID is greater than maxID in trunk parameter", "swap them")
+    return ranges
 
 
 # --- the host's side -------------------------------------------------------------------------------------------------

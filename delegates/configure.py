@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An interface in the pod gets what IPAM gave: addresses, then up, then routes. Runs on a thread inside the pod's namespace."""
+"""An interface in the pod gets what IPAM gave, and is compared with it later; IPAM itself is asked here too."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from multus_py import netlink
 from multus_py.cni.call import Call
 from multus_py.cni.delegate import Request
-from multus_py.cni.errors import CniError, Code
+from multus_py.cni.errors import CniError, Code, gathered
 from multus_py.cni.result import IP, Address, Result, Route
 from multus_py.cni.result import read as read_result
 from multus_py.fields import Fields
@@ -26,10 +26,26 @@ def ask_ipam(request: Request, kind: str) -> Result:
     """Ask the IPAM plugin *kind* for addresses; one without any is refused."""
     given = request.ask(kind, request.call)
     if given is None or not given.ips:
-        raise CniError(
-            Code.INTERNAL, f"IPAM plugin {kind} returned missing IP config", "give it addresses to hand out"
-        )
+        raise CniError(Code.INTERNAL, f"IPAM plugin {kind} returned missing IP config", "give it addresses to hand out")
     return given
+
+
+def ask_for(request: Request) -> None:
+    """Ask the IPAM plugin for the verb of the call; nothing to do for an interface without addresses."""
+    if kind := ipam_type(request.call):
+        request.ask(kind, request.call)
+
+
+def finish(doing: str, *steps: Callable[[], None]) -> None:
+    """Run every step, whatever the one before met; then raise what they met as one error."""
+    troubles = []
+    for step in steps:
+        try:
+            step()
+        except CniError as trouble:
+            troubles.append(trouble)
+    if troubles:
+        raise gathered(doing, troubles)
 
 
 def release(request: Request, kind: str) -> None:
@@ -38,7 +54,10 @@ def release(request: Request, kind: str) -> None:
 
 
 def configure(kernel: Netlink, link: Link, ips: Iterable[IP], routes: Iterable[Route]) -> None:
-    """Give *link* its addresses, set it up, wait for IPv6's duplicate detection, and add the routes."""
+    """Give *link* its addresses, set it up, wait for IPv6's duplicate detection, and add the routes.
+
+    Runs on a thread inside the pod's namespace: it writes sysctls.
+    """
     given = tuple(ips)
     if any(ip.address.version == 6 for ip in given):
         _allow_ipv6(link.name)
@@ -46,7 +65,7 @@ def configure(kernel: Netlink, link: Link, ips: Iterable[IP], routes: Iterable[R
         kernel.add_address(link.index, ip.address)
     kernel.set_link(link.index, up=True)
     _await_unique(kernel, link, given)
-    gateways = {ip.gateway.version: ip.gateway for ip in reversed(given) if ip.gateway}
+    gateways: dict[int, Address] = {ip.gateway.version: ip.gateway for ip in reversed(given) if ip.gateway}
     for route in routes:
         kernel.add_route(_kernel_route(route, link.index, gateways))
 
@@ -54,11 +73,15 @@ def configure(kernel: Netlink, link: Link, ips: Iterable[IP], routes: Iterable[R
 def verify(kernel: Netlink, link: Link, promised: Result) -> None:
     """Raise when *link* lacks an address or the namespace a route that *promised* names."""
     held = {address.interface for address in kernel.addresses(link.index)}
-    indexes = [n for n, interface in enumerate(promised.interfaces) if interface.name == link.name and interface.sandbox]
+    indexes = [
+        n for n, interface in enumerate(promised.interfaces) if interface.name == link.name and interface.sandbox
+    ]
     for ip in promised.ips:
         if ip.interface in (None, *indexes) and ip.address not in held:
             raise _broken(link.name, f"has no address {ip.address}")
-    found = [(route.dst, route.gateway) for route in kernel.routes(table=0) if route.ifindex == link.index or route.hops]
+    found = [
+        (route.dst, route.gateway) for route in kernel.routes(table=0) if route.ifindex == link.index or route.hops
+    ]
     destinations = {dst for dst, _ in found}
     for route in promised.routes:
         if route.dst not in destinations or (route.gw and (route.dst, route.gw) not in found):

@@ -12,7 +12,7 @@ from multus_py.cni import names
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
 from multus_py.cni.delegate import Request
-from multus_py.cni.errors import CniError, Code, gathered
+from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import DNS, IP, Interface, Result
 from multus_py.delegates import configure, requested
 from multus_py.fields import Fields
@@ -26,7 +26,7 @@ _QUEUE_MAX = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class Config:
-    """A macvlan config, checked. *master* "" means the interface of the default route; *queue* None: the kernel's own."""
+    """A macvlan config, checked. *master* "": the interface of the default route; *queue* None: the kernel's choice."""
 
     master: str
     mode: str
@@ -83,26 +83,18 @@ def add(request: Request) -> Result:
 def delete(request: Request) -> None:
     """Remove the interface and release the addresses, each whatever the other met."""
     call = request.call
-    kind = configure.ipam_type(call)
-    troubles = []
-    try:
-        if kind:
-            request.ask(kind, call)
-    except CniError as trouble:
-        troubles.append(trouble)
-    try:
-        configure.remove_interface(call.netns, call.ifname)
-    except CniError as trouble:
-        troubles.append(trouble)
-    if troubles:
-        raise gathered(f"delete {call.ifname}", troubles)
+    # IPAM first: dhcp gives its lease back through the interface.
+    configure.finish(
+        f"delete {call.ifname}",
+        lambda: configure.ask_for(request),
+        lambda: configure.remove_interface(call.netns, call.ifname),
+    )
 
 
 def check(request: Request) -> None:
     """Raise when the interface, its master, its mode, an address or a route is not what ADD answered."""
     call, config = request.call, parse(request.call)
-    if config.ipam:
-        request.ask(config.ipam, call)
+    configure.ask_for(request)
     promised = configure.promised(call)
     with netlink.open(call.netns) as inside:
         pod = configure.pod_interface(inside, call, "macvlan")
@@ -129,12 +121,17 @@ def status(request: Request) -> None:
                 _master(home, config)
             except CniError as cause:
                 raise CniError(Code.NOT_AVAILABLE, cause.msg, cause.details) from cause
-    if config.ipam:
-        request.ask(config.ipam, request.call)
+    configure.ask_for(request)
 
 
 def _make(home: Netlink, call: Call, config: Config, undo: Undo) -> str:
     """Make the interface in the pod; return its name there, which is the asked one or one drawn at random."""
+    made = _create(home, call, config)
+    undo.add(configure.remove_interface, call.netns, made)
+    return made
+
+
+def _create(home: Netlink, call: Call, config: Config) -> str:
     master = _master(home, config)
     if config.mtu > master.mtu:
         raise CniError(
@@ -142,22 +139,21 @@ def _make(home: Netlink, call: Call, config: Config, undo: Undo) -> str:
             f"invalid MTU {config.mtu}, must be [0, master MTU({master.mtu})]",
             f"macvlan cannot send what {master.name} cannot",
         )
+    # The kernel looks a new link's name up where it was asked, not where the link will be: a name that is busy there is
+    # refused although the pod has it free, so the link gets another one and is renamed inside.
     try:
-        return _create(home, call.ifname, master, call, config, undo)
+        return _create_named(home, call.ifname, master, call, config)
     except netlink.NetlinkError as trouble:
         if trouble.errno != errno.EEXIST:
             raise
-    # The kernel looks a new link's name up where it was asked, not where the link will be: a name that is busy there is
-    # refused although the pod has it free, so the link gets another one and is renamed inside.
-    return _create(home, f"macv{secrets.token_hex(4)}", master, call, config, undo)
+    return _create_named(home, f"macv{secrets.token_hex(4)}", master, call, config)
 
 
-def _create(home: Netlink, name: str, master: Link, call: Call, config: Config, undo: Undo) -> str:
+def _create_named(home: Netlink, name: str, master: Link, call: Call, config: Config) -> str:
     netns = "" if config.inside else call.netns
     home.create_macvlan(
         name, master.index, config.mode, netns=netns, mtu=config.mtu, mac=config.mac, queue=config.queue
     )
-    undo.add(configure.remove_interface, call.netns, name)
     return name
 
 

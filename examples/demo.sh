@@ -6,8 +6,6 @@ cd "$(dirname "$0")/.."
 lab=demo
 multus=(.venv/bin/multus-py lab)
 
-[ "$(id -u)" = 0 ] || { echo "the demo makes network namespaces, which needs root: run 'sudo make demo'" >&2; exit 1; }
-
 # All that this lab could leave behind on the machine.
 traces() {
     ls -d /run/netns/$lab.* /run/multus-py/lab/$lab 2>/dev/null || true

@@ -5,6 +5,7 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from multus_py import netlink
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Address, Result, Route, without_defaults
 from multus_py.plan import Attachment
@@ -36,8 +37,6 @@ def settle(netns: str, claimed: Sequence[Claim]) -> None:
     """Give each claimed family's default route in *netns* to its claimer, and to nobody else; other routes stay."""
     if not claimed:
         return
-    from multus_py import netlink  # paid for only when a route is asked for
-
     with netlink.open(netns) as kernel:
         for claim in claimed:
             link = kernel.link(claim.ifname)
@@ -50,8 +49,6 @@ def check(netns: str, claimed: Sequence[Claim]) -> None:
     """Raise when a claimed default route in *netns* is not what was asked for."""
     if not claimed:
         return
-    from multus_py import netlink
-
     with netlink.open(netns) as kernel:
         for claim in claimed:
             link = kernel.link(claim.ifname)

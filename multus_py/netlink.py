@@ -75,10 +75,6 @@ class NetlinkError(CniError):
         reason = f"{os.strerror(number)} ({name})" + (f": {said}" if said else "")
         return cls(Code.INTERNAL, f"cannot {deed}: {reason}", _ADVICE.get(number, ""), number)
 
-    def while_(self, doing: str) -> "NetlinkError":
-        """Return the same error, code and errno kept, with what we were doing in front of the message."""
-        return type(self)(self.code, f"{doing}: {self.msg}", self.details, self.errno)
-
 
 class NoNamespace(NetlinkError):
     """Nothing is at the path, or what is there is no network namespace: what was inside is gone."""
@@ -507,7 +503,7 @@ class Netlink:
         return [_address(part) for part in self._dump("list addresses", wire.GETADDR, body)]
 
     def add_address(self, ifindex: int, interface: IPInterface, *, flags: int = 0) -> None:
-        """Put an address on a link, IPv4 with its network's broadcast address (prefix up to 30). EEXIST: it is there."""
+        """Put an address on a link, IPv4 with its network's broadcast address (up to /30). EEXIST: it is there."""
         self._tell(
             f"add address {interface} to interface {ifindex}",
             wire.NEWADDR,

@@ -117,8 +117,11 @@ class Plugins:
             return None  # some plugins print what is no JSON here: nothing is asked of it
         if len(stdout) > INPUT_LIMIT or not stdout.strip():
             raise CniError(Code.DECODE, f"plugin {plugin_type}: ADD gave no usable result", said)
-        body = json_object(stdout, f"plugin {plugin_type}: its result")
-        results.read(body, call.version)  # what cannot be read must not get further
+        try:
+            body = json_object(stdout, "its result")
+            results.read(body, call.version)  # what cannot be read must not get further
+        except CniError as cause:
+            raise cause.while_(f"plugin {plugin_type}") from cause
         return body if body.get("cniVersion") else {"cniVersion": call.version, **body}
 
     def _start(self, path: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -6,7 +6,6 @@ Other tools read these files; we find ours by what they say, never by their name
 
 import base64
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +46,7 @@ class ResultCache:
         path = self._path(attachment, container_id)
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            draft = path.with_name(f".{path.name}.{os.getpid()}")
+            draft = _draft(path)
             draft.touch(mode=0o600)
             draft.write_text(json.dumps(body))
             draft.rename(path)
@@ -65,7 +64,9 @@ class ResultCache:
 
     def drop(self, attachment: Attachment, container_id: str) -> None:
         """Forget the result of an attachment."""
-        self._path(attachment, container_id).unlink(missing_ok=True)
+        path = self._path(attachment, container_id)
+        _draft(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
     def attachments(self, container_id: str, primary: str) -> tuple[Attachment, ...]:
         """Rebuild what is known of a sandbox from its results: the interface *primary* first, then by name."""
@@ -90,6 +91,11 @@ class ResultCache:
 
     def _path(self, attachment: Attachment, container_id: str) -> Path:
         return self.folder / f"{attachment.conflist.name}-{container_id}-{attachment.ifname}"
+
+
+def _draft(path: Path) -> Path:
+    """Return where a result is written before it gets its name; whoever holds the sandbox's page is alone with it."""
+    return path.with_name("." + path.name)
 
 
 def decode(text: bytes) -> tuple[str, Attachment]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from multus_py import gateway, network_status, plan, teardown
+from multus_py import gateway, netlink, network_status, plan, teardown
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
@@ -37,6 +37,7 @@ def add(call: Call, node: Node) -> dict[str, Any]:
             if page.entry or page.damaged:  # an earlier try died half-way
                 teardown.sandbox(page, call, node)
             attachments = plan.attachments(call, node.config, pod, node.store)
+            _refuse_taken_names(call.netns, attachments)
             page.write(
                 Entry(node.config.name, call.container_id, call.ifname, call.netns, attachments, plan.pod_ref(call))
             )
@@ -217,7 +218,7 @@ def _pod(call: Call, node: Node) -> Pod | None:
 def _refuse_own_namespace(call: Call) -> None:
     """Refuse a sandbox that is our own network namespace, unless CNI_NETNS_OVERRIDE allows it (libcni, code 8)."""
     try:
-        own = os.path.samestat(Path(call.netns).stat(), Path("/proc/self/ns/net").stat())
+        own = os.path.samestat(Path(call.netns).stat(), Path("/proc/thread-self/ns/net").stat())
     except OSError as cause:
         raise CniError(
             Code.UNKNOWN_CONTAINER,
@@ -226,6 +227,18 @@ def _refuse_own_namespace(call: Call) -> None:
         ) from cause
     if own and not call.same_netns_allowed:
         raise CniError(Code.SAME_NAMESPACE, f"{call.netns} is the plugin's own network namespace")
+
+
+def _refuse_taken_names(netns: str, attachments: Sequence[Attachment]) -> None:
+    """Refuse a name that something else has in the sandbox: taking back would remove what is not ours."""
+    with netlink.open(netns) as kernel:
+        there = {link.name for link in kernel.links()}
+    if taken := [attachment.ifname for attachment in attachments if attachment.ifname in there]:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"interface name {', '.join(taken)} already exists in {netns}",
+            "ask for another name, or remove the interface that is there",
+        )
 
 
 def _refuse_unready(node: Node) -> None:

@@ -103,6 +103,7 @@ def test_default_is_told_of_the_primary_only_and_dns_always():
 def test_the_annotation_is_written_as_the_reference_library_does():
     """`[` + elements indented by four, joined by a comma + `]`."""
     text = network_status.annotation(statuses({"ips": [ip("10.0.0.2/24")]}, primary=False) * 2)
-    element = '{\n    "name": "cluster",\n    "interface": "eth0",\n    "ips": [\n        "10.0.0.2"\n    ],\n    "dns": {}\n}'
+    ips = '"ips": [\n        "10.0.0.2"\n    ]'
+    element = f'{{\n    "name": "cluster",\n    "interface": "eth0",\n    {ips},\n    "dns": {{}}\n}}'
     assert f"[{element},{element}]" == text
     assert 2 == len(json.loads(text))

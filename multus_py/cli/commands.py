@@ -35,7 +35,7 @@ _EXAMPLE = "example:\n  multus-py lab up examples && multus-py lab show\n\nmultu
 def run(words: Sequence[str]) -> int:
     """Run the command that *words* name; exit status 0 is ok, 1 failed, 2 wrong usage (argparse ends the process)."""
     chosen = words[0] if words and words[0] in COMMANDS else ""
-    args = _parser(chosen).parse_args(words)
+    args = parser_of(chosen).parse_args(words)
     try:
         return int(import_module(COMMANDS[chosen].module).run(args))
     except CniError as trouble:
@@ -48,7 +48,7 @@ def run(words: Sequence[str]) -> int:
     return _FAILED
 
 
-def _parser(chosen: str) -> argparse.ArgumentParser:
+def parser_of(chosen: str) -> argparse.ArgumentParser:
     """Return the parser with the chosen command's own options; the other commands are there by name only."""
     width = max(map(len, COMMANDS))
     overview = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())

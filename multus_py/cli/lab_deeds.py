@@ -3,28 +3,27 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from multus_py.cli import playground, survey
-from multus_py.cli.playground import Lab
+from multus_py.cli.playground import build, pods, survey
+from multus_py.cli.playground.place import Lab
 from multus_py.cni.errors import CniError, Code
 from multus_py.kube.store import Pod
 
 
 def _up(args: argparse.Namespace) -> int:
     lab = _lab(args)
-    playground.prepare(lab, args.files, args.primary, args.backend)
-    pods = playground.waiting(lab)
-    before = len(lab.manifests.pods()) - len(pods)
-    failed = sum(not _attached(lab, pod) for pod in pods)
-    _say(f"lab {lab.name}: {len(pods) - failed} of {len(pods)} new pods attached, {before} were there before")
+    build.prepare(lab, args.files, args.primary, args.backend)
+    new = pods.waiting(lab)
+    before = len(lab.manifests.pods()) - len(new)
+    failed = sum(not _attached(lab, pod) for pod in new)
+    _say(f"lab {lab.name}: {len(new) - failed} of {len(new)} new pods attached, {before} were there before")
     if failed:
         raise CniError(
-            Code.INTERNAL,
-            f"{failed} of {len(pods)} pods could not be attached",
-            "mend the manifests, then run it again",
+            Code.INTERNAL, f"{failed} of {len(new)} pods could not be attached", "mend the manifests, then run it again"
         )
     return 0
 
@@ -32,7 +31,7 @@ def _up(args: argparse.Namespace) -> int:
 def _attached(lab: Lab, pod: Pod) -> bool:
     begin = time.monotonic()
     try:
-        playground.attach(lab, pod)
+        pods.attach(lab, pod)
     except CniError as trouble:
         _say(f"pod {pod.ref}: FAILED: {trouble}")
         for note in getattr(trouble, "__notes__", ()):
@@ -45,10 +44,10 @@ def _attached(lab: Lab, pod: Pod) -> bool:
 def _show(args: argparse.Namespace) -> int:
     lab = _existing(args)
     if args.status:
-        print(survey.published(lab, playground.find(lab, args.status).ref))
+        print(survey.published(lab, pods.find(lab, args.status).ref))
         return 0
-    pods = survey.survey(lab)
-    print(json.dumps([pod.to_json() for pod in pods], indent=2) if args.json else table(survey.rows(pods)))
+    seen = survey.survey(lab)
+    print(json.dumps([pod.to_json() for pod in seen], indent=2) if args.json else table(survey.rows(seen)))
     return 0
 
 
@@ -56,12 +55,12 @@ def _exec(args: argparse.Namespace) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise CniError(Code.INVALID_ENVIRONMENT, "lab exec: no command given", "multus-py lab exec POD -- ip address")
-    return playground.run_inside(_existing(args), args.pod, command)
+    return pods.run_inside(_existing(args), args.pod, command)
 
 
 def _down(args: argparse.Namespace) -> int:
     lab = _lab(args)
-    for what in playground.down(lab):
+    for what in pods.down(lab):
         _say(f"removed {what}")
     _say(f"lab {lab.name} is down")
     return 0
@@ -71,7 +70,9 @@ DEEDS: Mapping[str, Callable[[argparse.Namespace], int]] = {"up": _up, "show": _
 
 
 def _lab(args: argparse.Namespace) -> Lab:
-    playground.must_be_root()
+    # Refused here, early and in words, instead of by the kernel, late and as EPERM.
+    if os.geteuid() != 0:
+        raise CniError(Code.INVALID_ENVIRONMENT, "network namespaces need root: run with sudo")
     return Lab(args.name)
 
 

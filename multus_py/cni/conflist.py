@@ -70,7 +70,10 @@ def _version(body: Mapping[str, Any], where: str) -> str:
     """Return the highest of cniVersion and cniVersions that we speak (spec 1.1.0: `cniVersions`)."""
     offered = body.get("cniVersions")
     if offered is None:
-        return versions.known(body.get("cniVersion"))
+        try:
+            return versions.known(body.get("cniVersion"))
+        except CniError as cause:
+            raise cause.while_(where) from cause
     if not isinstance(offered, list) or not all(isinstance(item, str) for item in offered):
         raise CniError(Code.INVALID_CONFIG, f"{where}: 'cniVersions' must be a list of versions")
     spoken: list[str] = [item for item in [*offered, body.get("cniVersion")] if item in versions.SUPPORTED]

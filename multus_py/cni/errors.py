@@ -7,7 +7,7 @@ CniError              anything that a runtime is told: code, message, details
 
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
-from typing import Any
+from typing import Any, Self
 
 
 class Code(IntEnum):
@@ -42,9 +42,12 @@ class CniError(Exception):
     def __str__(self) -> str:
         return f"{self.msg}; {self.details}" if self.details else self.msg
 
-    def while_(self, doing: str) -> "CniError":
-        """Return the same error, code kept, with what we were doing in front of the message."""
-        return type(self)(self.code, f"{doing}: {self.msg}", self.details)
+    def while_(self, doing: str) -> Self:
+        """Return the same error, code, kind and notes kept, with what we were doing in front of the message."""
+        msg = f"{doing}: {self.msg}"
+        told = type(self).__new__(type(self), msg)
+        told.__dict__ |= {**self.__dict__, "msg": msg}
+        return told
 
     def to_json(self, version: str) -> dict[str, Any]:
         """Return the object that goes to standard output (spec: keys cniVersion, code, msg, details)."""

@@ -335,7 +335,9 @@ def _pod(about: Pod, body: Mapping[str, Any]) -> Pod:
 
 def _definition(about: Pod, body: Mapping[str, Any]) -> NetworkDefinition:
     spec = body.get("spec") or {}
-    config = spec.get("config") if isinstance(spec, Mapping) else spec
+    if not isinstance(spec, Mapping):
+        raise CniError(Code.INVALID_CONFIG, "spec is not a mapping", "put the JSON under it: `config: |`")
+    config = spec.get("config")
     if config is not None and not isinstance(config, str):
         raise CniError(Code.INVALID_CONFIG, "spec.config is not a string", "write the JSON as text: `config: |`")
     return NetworkDefinition(about.namespace, about.name, config or "", about.annotations)

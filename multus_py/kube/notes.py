@@ -70,6 +70,7 @@ class Notes:
                 return
             for name in ("status.json", "events.json"):
                 (folder / name).unlink(missing_ok=True)
+                (folder / name).with_suffix(".new").unlink(missing_ok=True)  # a writer died here
             # The namespace's folder stays when another pod lives there; both may be gone already.
             for empty in (folder, folder.parent):
                 with suppress(OSError):
@@ -109,7 +110,8 @@ def _read_json(path: Path) -> Any:
 
 def _write(path: Path, text: str) -> None:
     """Put *text* in place in one step. The caller holds the lock, so the other name is free."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (path.parent.parent, path.parent):
+        folder.mkdir(mode=0o700, exist_ok=True)
     fresh = path.with_suffix(".new")
     with os.fdopen(_private(fresh), "w") as file:
         file.write(text)

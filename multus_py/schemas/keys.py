@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which keys of a plugin's config its native delegate does not know. jsonschema is not imported: this runs at every attach."""
+"""Which keys of a config a native delegate does not know. jsonschema is not imported: every ADD comes by."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -243,6 +243,34 @@ def test_down_finishes_when_a_pod_cannot_be_detached(
 
 
 @needs_root
+def test_up_begins_anew_with_a_pod_that_was_cut_off(
+    lab: LabUnderTest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pod whose making was interrupted is taken down first: its address comes free, its name is not in the way."""
+    manifest = _manifest(tmp_path / "pod.yaml", _pod("web"))
+    assert lab.run("up", manifest) == 0
+    record = lab.root / "pods" / "default.web.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "result": None}))
+    assert lab.run("up", manifest) == 0
+    (pod,) = _shown(lab, capsys)
+    assert [item["ifname"] for item in pod["interfaces"]] == ["eth0"]
+    leases = [path.name for path in (lab.root / "var-lib-cni" / "networks").rglob("10.*")]
+    assert [f"{name}/24" for name in leases] == pod["interfaces"][0]["ips"]
+
+
+@needs_root
+def test_show_goes_on_when_a_pod_s_namespace_is_gone(
+    lab: LabUnderTest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One pod that somebody removed does not hide the others."""
+    assert lab.run("up", _manifest(tmp_path / "pods.yaml", _pod("gone"), _pod("here"))) == 0
+    subprocess.run(["ip", "netns", "del", f"{lab.name}.default.gone"], check=True)
+    assert [(pod["pod"], len(pod["interfaces"])) for pod in _shown(lab, capsys)] == [("gone", 0), ("here", 1)]
+    assert lab.run("show") == 0
+    assert "default/gone  (none)" in capsys.readouterr().out
+
+
+@needs_root
 def test_down_removes_a_half_made_lab(lab: LabUnderTest) -> None:
     """A lab whose making was cut off, with a record cut short and a namespace nobody recorded, goes too."""
     (lab.root / "pods").mkdir(parents=True)

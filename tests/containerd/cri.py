@@ -42,10 +42,11 @@ _VERBS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "Status": ({"verbose": (1, "number")}, {"status": (1, {"conditions": (1, _CONDITION)})}),
     "RunPodSandbox": ({"config": (1, _SANDBOX), "runtime_handler": (2, "text")}, {"pod_sandbox_id": (1, "text")}),
     "PodSandboxStatus": (_BY_ID, {"status": (1, _STATUS), "info": (2, "map")}),
+    "ListPodSandbox": ({}, {"items": (1, {"id": (1, "text")})}),
     "StopPodSandbox": (_BY_ID, {}),
     "RemovePodSandbox": (_BY_ID, {}),
 }
-_REPEATED = {"port_mappings", "additional_ips", "conditions"}
+_REPEATED = {"port_mappings", "additional_ips", "conditions", "items"}
 _DEADLINE_SECONDS = 60
 
 

@@ -18,8 +18,7 @@ from secrets import token_hex
 from typing import Any
 
 import grpc
-
-from tests.containerd.cri import Cri
+from cri import Cri
 
 NEEDED = ("containerd", "ctr", "runc", "containerd-shim-runc-v2", "busybox", "ip", "nsenter")
 _IMAGE = "mpt.local/pause:1"
@@ -49,6 +48,20 @@ class Rig:
     def run(self, *command: str) -> str:
         """Run *command* in the node's network namespace and return what it printed."""
         return inside(Path("/run/netns") / self.host, *command)
+
+    def bridges(self) -> set[str]:
+        """Return the names of the node's bridges."""
+        return {link["ifname"] for link in json.loads(self.run("ip", "-j", "link", "show", "type", "bridge"))}
+
+    def await_network(self) -> None:
+        """Wait until containerd has read the conf folder: it watches it, and says so in its status."""
+        deadline = time.monotonic() + _READY_SECONDS
+        while not self._network_ready():
+            assert time.monotonic() < deadline, f"containerd read no conf: {(self.root / 'containerd.log').read_text()}"
+
+    def _network_ready(self) -> bool:
+        conditions = self.cri.ask("Status")["status"]["conditions"]
+        return any(each["type"] == "NetworkReady" and each.get("status") for each in conditions)
 
     def sandbox(self, name: str, **config: Any) -> "Sandbox":
         """Run a pod's sandbox, as a kubelet would."""
@@ -105,6 +118,8 @@ def containerd() -> Iterator[Rig]:
     host = f"mpt{token_hex(4)}"
     # Unix socket paths end at 107 bytes (unix(7)), and containerd's shims add 80 of their own: keep the root short.
     root = Path("/run") / host
+    # containerd keeps its own results there, whatever its root is.
+    foreign = [folder for folder in (Path("/var/lib/cni/results"), Path("/var/lib/cni")) if not folder.exists()]
     for folder in ("bin", "net.d", "log", "manifests", "cni"):
         (root / folder).mkdir(parents=True)
     subprocess.run(["ip", "netns", "add", host], check=True)
@@ -123,7 +138,11 @@ def containerd() -> Iterator[Rig]:
             _wait(root, daemon)
             _import_image(root)
             with grpc.insecure_channel(f"unix:{root}/containerd.sock") as channel:
-                yield Rig(root, host, Cri(channel))
+                rig = Rig(root, host, Cri(channel))
+                try:
+                    yield rig
+                finally:
+                    _remove_left_sandboxes(rig)
         finally:
             _remove_left_tasks(root)
             daemon.send_signal(signal.SIGTERM)
@@ -132,6 +151,10 @@ def containerd() -> Iterator[Rig]:
         subprocess.run(["ip", "netns", "del", host], check=True)
         _unmount_below(root)
         shutil.rmtree(root)
+        for folder in foreign:
+            # Not empty: somebody else uses it by now.
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _write_config(root: Path) -> None:
@@ -200,6 +223,17 @@ def _import_image(root: Path) -> None:
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
     _ctr(root, "images", "import", "--snapshotter", "native", str(root / "image.tar"))
+
+
+def _remove_left_sandboxes(rig: Rig) -> None:
+    """Remove what a failed test left, its network namespace too when the plugin under test refuses to let it go."""
+    for item in rig.cri.ask("ListPodSandbox")["items"]:
+        sandbox = Sandbox(rig, item["id"])
+        netns = sandbox.netns
+        with suppress(grpc.RpcError):
+            sandbox.remove()
+        if netns.exists():
+            subprocess.run(["ip", "netns", "del", netns.name], check=True)
 
 
 def _remove_left_tasks(root: Path) -> None:

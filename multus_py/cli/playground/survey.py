@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from multus_py import netlink
-from multus_py.cli.playground import Lab
+from multus_py.cli.playground.place import Lab
 from multus_py.cni.errors import CniError, Code
 from multus_py.kube.store import NETWORK_STATUS, PodRef
 
@@ -53,10 +53,22 @@ def rows(pods: Sequence[PodView]) -> list[tuple[str, ...]]:
     """Return the heading and one row an interface, the pod's name in its first row only."""
     table: list[tuple[str, ...]] = [_HEADING]
     for pod in pods:
+        name = f"{pod.namespace}/{pod.pod}"
+        if not pod.interfaces:
+            table.append((name, "(none)", *[""] * 5))
         for n, item in enumerate(pod.interfaces):
-            name = f"{pod.namespace}/{pod.pod}" if n == 0 else ""
             default = "yes" if item.default else ""
-            table.append((name, item.ifname, item.network, " ".join(item.ips), item.mac, str(item.mtu), default))
+            table.append(
+                (
+                    name if n == 0 else "",
+                    item.ifname,
+                    item.network,
+                    " ".join(item.ips),
+                    item.mac,
+                    str(item.mtu),
+                    default,
+                )
+            )
     return table
 
 
@@ -78,7 +90,11 @@ def _networks(lab: Lab, ref: PodRef) -> dict[str, str]:
 
 
 def _interfaces(netns: str, networks: dict[str, str]) -> tuple[Interface, ...]:
-    with netlink.open(netns) as inside:
+    try:
+        inside = netlink.open(netns)
+    except netlink.NoNamespace:
+        return ()
+    with inside:
         addresses = inside.addresses()
         ways_out = {route.ifindex for family in (4, 6) for route in inside.default_routes(family)}
         return tuple(

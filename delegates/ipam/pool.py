@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One network's reservations on disk, in the layout of the host-local executable: both may use one pool.
+
+    <dataDir>/<network>/
+        192.0.2.7             who has it: "<container id>\\r\\n<interface>"
+        last_reserved_ip.0    where the search in range set 0 goes on
+        lock                  held (flock) by whoever reads or writes the others
+
+The file system is the lock and the record. Everything here holds the lock.
+"""
+
+import errno
+import fcntl
+import ipaddress
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from multus_py.cni.errors import CniError, Code
+from multus_py.cni.result import Address
+
+DATA_DIR = "/var/lib/cni/networks"
+_LAST = "last_reserved_ip."
+_NEW = ".reserving"  # what is being written: no address, so the executable takes it for nothing
+_NOT_ADDRESSES = (".", _LAST, "lock")
+_OWNER_MAX = 4096  # bytes: a container id and an interface have far less
+
+
+class Pool:
+    """The reservations of one network, locked: see `opened`."""
+
+    def __init__(self, folder: int) -> None:
+        self._folder = folder
+
+    def reserve(self, wanted: Address, owner: str) -> bool:
+        """Write that *owner* has *wanted*; False when somebody else has it.
+
+        The file gets its name when it is whole, so that a process killed at any point leaves no address without owner.
+        """
+        name = str(wanted)
+        if self._read(name):
+            return False
+        self._write(_NEW, owner)
+        os.rename(_NEW, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        return True
+
+    def owners(self) -> dict[str, str]:
+        """Return who has which address by its file's name; "" where a killed process left nothing in the file."""
+        files = os.listdir(self._folder)  # noqa: PTH208  pathlib knows no open folder, and would join each path
+        return {name: self._read(name) for name in files if not name.startswith(_NOT_ADDRESSES)}
+
+    def release(self, owner: str, hints: Iterable[Address] = (), enough: int = 0) -> int:
+        """Free the addresses of *owner*; return how many.
+
+        Those of *hints* are looked at first. If that frees *enough* of them, more than none, the rest is not read.
+        """
+        freed = sum(self._free(str(hint), owner) for hint in hints)
+        if enough and freed >= enough:
+            return freed
+        mine = [name for name, holder in self.owners().items() if holder == owner]
+        return freed + sum(self._free(name, owner) for name in mine)
+
+    def last(self, n: int) -> Address | None:
+        """Return where the last search in range set *n* ended, None when nothing readable says."""
+        return _address(self._read(f"{_LAST}{n}"))
+
+    def remember(self, n: int, given: Address) -> None:
+        """Write where the search in range set *n* ended."""
+        self._write(_NEW, str(given))
+        os.rename(_NEW, f"{_LAST}{n}", src_dir_fd=self._folder, dst_dir_fd=self._folder)
+
+    def _free(self, name: str, owner: str) -> bool:
+        if self._read(name) != owner:
+            return False
+        os.unlink(name, dir_fd=self._folder)
+        return True
+
+    def _read(self, name: str) -> str:
+        try:
+            file = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._folder)
+        except FileNotFoundError:
+            return ""
+        except OSError as cause:
+            # Somebody put a link or another thing there: it is in the way, and nobody's.
+            if cause.errno in (errno.ELOOP, errno.ENXIO):
+                return name
+            raise
+        try:
+            return os.read(file, _OWNER_MAX).decode(errors="replace").strip()
+        except IsADirectoryError:
+            return name
+        finally:
+            os.close(file)
+
+    def _write(self, name: str, text: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        file = os.open(name, flags, 0o600, dir_fd=self._folder)
+        try:
+            os.write(file, text.encode())
+        finally:
+            os.close(file)
+
+
+@contextmanager
+def opened(data_dir: str, network: str) -> Iterator[Pool]:
+    """Lock the pool of *network* for the time of the block; its folder is made. Code 5 when the disk will not."""
+    path = Path(data_dir or DATA_DIR) / network
+    try:
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as cause:
+        raise _disk(path, cause) from cause
+    try:
+        lock = os.open("lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield Pool(folder)
+        finally:
+            os.close(lock)
+    except OSError as cause:
+        raise _disk(path, cause) from cause
+    finally:
+        os.close(folder)
+
+
+def exists(data_dir: str, network: str) -> bool:
+    """Tell whether anything was ever reserved for *network*."""
+    return (Path(data_dir or DATA_DIR) / network).is_dir()
+
+
+def owner(container_id: str, ifname: str) -> str:
+    """Return what stands in the file of an address."""
+    return f"{container_id.strip()}\r\n{ifname}"
+
+
+def _address(name: str) -> Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None
+
+
+def _disk(path: Path, cause: OSError) -> CniError:
+    return CniError(Code.IO, f"cannot use the address pool {path}: {cause.strerror or cause}", "see 'dataDir'")

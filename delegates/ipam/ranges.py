@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranges of addresses to hand out, and the order in which they are tried. Nothing here touches a disk."""
+
+import ipaddress
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from multus_py.cni.errors import CniError, Code
+from multus_py.cni.result import Address, Cidr, Network
+from multus_py.fields import Fields
+
+
+@dataclass(frozen=True)
+class Range:
+    """Addresses *start* to *end*, both included, of a subnet; the gateway's own is never handed out."""
+
+    subnet: Network
+    start: Address
+    end: Address
+    gateway: Address
+
+    def holds(self, address: Address) -> bool:
+        """Tell whether *address* is one of the range."""
+        return address.version == self.subnet.version and int(self.start) <= int(address) <= int(self.end)
+
+    def overlaps(self, other: "Range") -> bool:
+        """Tell whether the two have an address in common."""
+        same = self.subnet.version == other.subnet.version
+        return same and int(self.start) <= int(other.end) and int(other.start) <= int(self.end)
+
+    def __str__(self) -> str:
+        return f"{self.start}-{self.end}"
+
+
+RangeSet = tuple[Range, ...]  # one address is taken from each set
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An address that may be free, with the prefix of its subnet, and its gateway."""
+
+    address: Cidr
+    gateway: Address
+
+
+def address(text: str, what: str) -> Address:
+    """Read an address; an IPv4 one in IPv6 clothes (`::ffff:192.0.2.1`) is an IPv4 one, as Go has it."""
+    try:
+        read = ipaddress.ip_address(text)
+    except ValueError as cause:
+        raise CniError(Code.INVALID_CONFIG, f"{what}: cannot understand ip {text!r:.80}", "an address") from cause
+    return _plain(read)
+
+
+def cidr(text: str, what: str) -> Cidr:
+    """Read an address with its prefix length."""
+    try:
+        read = ipaddress.ip_interface(text if "/" in text else "")
+    except ValueError as cause:
+        raise CniError(
+            Code.INVALID_CONFIG, f"{what}: {text!r:.80} is not in CIDR notation", "an address and its prefix length"
+        ) from cause
+    if read.version == 6 and read.network.prefixlen >= 96 and (mapped := read.ip.ipv4_mapped):
+        return ipaddress.ip_interface((mapped, read.network.prefixlen - 96))
+    return read
+
+
+def read(body: Mapping[str, Any], where: str) -> Range:
+    """Read one range; code 7 says what is wrong with it. The gateway is the first address unless it is named."""
+    fields = Fields(body, where)
+    subnet = _subnet(fields, where)
+    first = _plain(subnet.network_address + 1)
+    # The last address of an IPv4 subnet is its broadcast address.
+    last = subnet.broadcast_address - 1 if subnet.version == 4 else subnet.broadcast_address
+    found = Range(
+        subnet=subnet,
+        start=_edge(fields, "rangeStart", first),
+        end=_edge(fields, "rangeEnd", last),
+        gateway=_edge(fields, "gateway", first),
+    )
+    for key, edge in (("RangeStart", found.start), ("RangeEnd", found.end)):
+        if edge not in subnet:
+            raise _refused(where, f"{key} {edge} not in network {subnet}")
+    if int(found.end) < int(found.start):
+        raise _refused(where, f"RangeEnd {found.end} is before RangeStart {found.start}")
+    return found
+
+
+def read_set(items: Sequence[Mapping[str, Any]], where: str) -> RangeSet:
+    """Read a set of ranges: of one family, apart from each other."""
+    if not items:
+        raise _refused(where, "empty range set")
+    found = tuple(read(item, f"{where}[{n}]") for n, item in enumerate(items))
+    if len({part.subnet.version for part in found}) > 1:
+        raise _refused(where, "mixed address families")
+    for n, part in enumerate(found):
+        for other in found[n + 1 :]:
+            if part.overlaps(other):
+                raise _refused(where, f"subnets {part} and {other} overlap")
+    return found
+
+
+def refuse_overlap(sets: Sequence[RangeSet]) -> None:
+    """Raise when an address is in two sets."""
+    for n, one in enumerate(sets):
+        for m, other in enumerate(sets[n + 1 :], n + 1):
+            if any(part.overlaps(another) for part in one for another in other):
+                raise _refused("host-local", f"range set {n} overlaps with {m}")
+
+
+def holder(ranges: RangeSet, wanted: Address) -> Range | None:
+    """Return the range that holds *wanted*."""
+    return next((part for part in ranges if part.holds(wanted)), None)
+
+
+def candidates(ranges: RangeSet, last: Address | None) -> Iterator[Candidate]:
+    """Yield every address of the set once, from the one after *last* on and round to it; the gateways' are left out."""
+    at = next((n for n, part in enumerate(ranges) if last and part.holds(last)), None)
+    if at is None or last is None:
+        spans = [(part, int(part.start), int(part.end)) for part in ranges]
+    else:
+        rest = [*ranges[at + 1 :], *ranges[:at]]
+        spans = [
+            (ranges[at], int(last) + 1, int(ranges[at].end)),
+            *((part, int(part.start), int(part.end)) for part in rest),
+            (ranges[at], int(ranges[at].start), int(last)),
+        ]
+    for part, first, final in spans:
+        kind = type(part.start)
+        for number in range(first, final + 1):
+            if number != int(part.gateway):
+                yield candidate(part, kind(number))
+
+
+def candidate(part: Range, wanted: Address) -> Candidate:
+    """Return *wanted* as an address of the range *part*."""
+    return Candidate(ipaddress.ip_interface((wanted, part.subnet.prefixlen)), part.gateway)
+
+
+def _plain(read: Address) -> Address:
+    return read.ipv4_mapped or read if isinstance(read, ipaddress.IPv6Address) else read
+
+
+def _subnet(fields: Fields, where: str) -> Network:
+    text = fields.text("subnet")
+    if not text:
+        raise _refused(where, "has no 'subnet'")
+    given = cidr(text, f"{where}: subnet")
+    if given.ip != given.network.network_address:
+        raise _refused(
+            where,
+            f"Network has host bits set. For a subnet mask of length {given.network.prefixlen} "
+            f"the network address is {given.network.network_address}",
+        )
+    if given.network.prefixlen > given.network.max_prefixlen - 2:
+        raise _refused(where, f"Network {given.network} too small to allocate from")
+    return given.network
+
+
+def _edge(fields: Fields, key: str, default: Address) -> Address:
+    text = fields.text(key)
+    return address(text, f"{fields.where}: {key}") if text else default
+
+
+def _refused(where: str, why: str) -> CniError:
+    return CniError(Code.INVALID_CONFIG, f"{where}: {why}", "see 'ranges' of host-local")

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network namespaces that play a host and a pod: made for one test under a random name, gone after it."""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from multus_py import netlink
+
+PREFIX = "/run/netns/mpt"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A host and a pod on it, as paths of their namespaces."""
+
+    host: str
+    pod: str
+
+
+@contextmanager
+def namespace() -> Iterator[str]:
+    """Make a namespace with lo up; yield its path."""
+    path = f"{PREFIX}{secrets.token_hex(5)}"
+    netlink.create_namespace(path)
+    try:
+        with netlink.open(path) as kernel:
+            kernel.set_link(kernel.link("lo").index, up=True)
+        yield path
+    finally:
+        netlink.remove_namespace(path)
+
+
+@contextmanager
+def site() -> Iterator[Site]:
+    """Make a host and a pod."""
+    with ExitStack() as stack:
+        yield Site(stack.enter_context(namespace()), stack.enter_context(namespace()))
+
+
+@pytest.fixture(name="host")
+def _host() -> Iterator[str]:
+    with namespace() as path:
+        yield path
+
+
+@pytest.fixture(name="pod")
+def _pod() -> Iterator[str]:
+    with namespace() as path:
+        yield path
+
+
+@pytest.fixture(name="place")
+def _place() -> Iterator[Site]:
+    with site() as made:
+        yield made

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documents say is true: commands exist, examples load, links lead somewhere."""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from multus_py.cli.commands import COMMANDS, parser_of
+from multus_py.cli.main import main
+from multus_py.kube.manifests import Manifests
+from multus_py.kube.store import NETWORKS
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted(ROOT.glob("*.md"))
+EXAMPLES = ROOT / "examples"
+
+
+def _console_lines(document: Path) -> list[str]:
+    """Return the commands in the console blocks of a document, comments left out."""
+    blocks = re.findall(r"```console\n(.*?)```", document.read_text(), re.DOTALL)
+    lines = [re.sub(r"\s+#.*", "", line) for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.strip()]
+
+
+def _commands() -> list[str]:
+    return sorted({line for path in DOCUMENTS for line in _console_lines(path) if line.startswith("multus-py ")})
+
+
+def _targets() -> list[str]:
+    lines = [line for path in DOCUMENTS for line in _console_lines(path)]
+    return sorted({word for line in lines for word in re.findall(r"^make (\w+)", line)})
+
+
+@pytest.mark.parametrize("line", _commands())
+def test_every_command_line_is_understood(line: str) -> None:
+    """Each line that a reader may copy has words and options that exist."""
+    words = shlex.split(line)[1:]
+    assert parser_of(words[0]).parse_args(words)
+
+
+def test_every_command_is_documented() -> None:
+    """The table in README.md has each command with the words of the overview."""
+    rows = dict(re.findall(r"^\| `multus-py (\w+)` \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert {name: text.replace("`", "") for name, text in rows.items()} == {
+        name: command.summary for name, command in COMMANDS.items()
+    }
+
+
+@pytest.mark.parametrize("target", _targets())
+def test_every_make_target_exists(target: str) -> None:
+    """make knows each target that a document names."""
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files(document: Path) -> None:
+    """Each relative link of a document names a file of the repository."""
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text())
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_the_examples_load(tmp_path: Path) -> None:
+    """Every manifest is read, and every network that a pod asks for is defined there."""
+    manifests = Manifests(EXAMPLES, tmp_path)
+    assert manifests.troubles() == []
+    defined = {definition.name for definition in manifests.definitions()}
+    asked = [pod.annotations[NETWORKS] for pod in manifests.pods()]
+    assert len(asked) == 3
+    assert defined == {"signalling", "media", "management"}
+    assert all(any(name in text for name in defined) for text in asked)
+
+
+def test_the_examples_have_nothing_to_lint(capsys: pytest.CaptureFixture[str]) -> None:
+    """What newcomers copy passes the linter."""
+    assert main(["lint", str(EXAMPLES)]) == 0, capsys.readouterr()
+
+
+def test_the_annotation_in_the_readme_is_that_of_the_example() -> None:
+    """README.md shows what examples/pods.yaml has, letter for letter."""
+    shown = re.search(r"k8s.v1.cni.cncf.io/networks: \|\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert shown
+    assert shown.group(1).rstrip() in (EXAMPLES / "pods.yaml").read_text()
+
+
+@pytest.mark.parametrize("script", [".ci/run", ".ci/debian-packages", ".ci/python-venv", "examples/demo.sh"])
+def test_scripts_can_be_run(script: str) -> None:
+    """Each script is executable and its shell can parse it."""
+    path = ROOT / script
+    assert os.access(path, os.X_OK)
+    shell = path.read_text().splitlines()[0].removeprefix("#!")
+    assert subprocess.run([shell, "-n", path], check=False).returncode == 0

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan: everything that can be refused is refused here, and what is left says all that the plugins will be told."""
+
+import json
+from pathlib import Path
+
+import pytest
+from story import Stage
+
+from multus_py import plan
+from multus_py.cni.errors import CniError
+from multus_py.kube.store import PodRef
+
+BRIDGE = {"cniVersion": "1.0.0", "type": "bridge"}
+DEFAULT = {"cniVersion": "0.4.0", "name": "cluster", "type": "ptp"}
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """A node with one inline default network and two definitions."""
+    stage = Stage(tmp_path, settings={"delegates": [DEFAULT]})
+    stage.definition("a", BRIDGE)
+    stage.definition("b", {"cniVersion": "1.0.0", "name": "bees", "plugins": [{"type": "macvlan"}, {"type": "tuning"}]})
+    return stage
+
+
+def planned(stage, networks="", namespace="default", settings=None, **annotations):
+    """Return the attachments of a pod that asks for *networks*."""
+    stage.pod("p", networks, namespace, **annotations)
+    node = stage.node(**(settings or {}))
+    pod = node.store.pod(PodRef(namespace, "p"))
+    return plan.attachments(stage.call("ADD", f"{namespace}/p"), node.config, pod, node.store)
+
+
+def refusal(stage, *args, **more):
+    """Return the error of a plan that is refused."""
+    with pytest.raises(CniError) as caught:
+        planned(stage, *args, **more)
+    return caught.value
+
+
+def test_names_count_from_the_default_network(stage):
+    """net<N> is the place in the whole list, explicit names do not shift it."""
+    found = planned(stage, "a,b@data,a")
+    assert [("eth0", True), ("net1", False), ("data", False), ("net3", False)] == [(a.ifname, a.primary) for a in found]
+    assert ["cluster", "default/a", "default/b", "default/a"] == [a.name for a in found]
+    assert ["cluster", "a", "bees", "a"] == [a.conflist.name for a in found]
+
+
+@pytest.mark.parametrize("networks", ["a@eth0", "a@x,b@x", "a@net2,b"])
+def test_interface_clashes_are_refused(stage, networks):
+    """Two networks cannot have one interface, whether named or numbered."""
+    assert 7 == refusal(stage, networks).code
+
+
+def test_rival_default_routes_are_refused_per_family(stage):
+    """One claimer for IPv4 and another for IPv6 is fine, two of one family are not."""
+    v4, v6 = {"name": "a", "default-route": ["10.0.0.1"]}, {"name": "b", "default-route": ["fd00::1"]}
+    assert 3 == len(planned(stage, [v4, v6]))
+    assert "default-route" in refusal(stage, [v4, {**v6, "default-route": ["10.0.0.2"]}]).msg
+    assert "default-route" in refusal(stage, [{**v4, "default-route": ["10.0.0.1", "10.0.0.2"]}]).msg
+
+
+ISOLATED = {"namespaceIsolation": True}
+
+
+@pytest.mark.parametrize(
+    ("networks", "default", "settings", "allowed"),
+    [
+        ("other/a", "", {}, True), ("other/a", "", ISOLATED, False), ("a", "", ISOLATED, True),
+        ('[{"name":"a","namespace":"other"}]', "", ISOLATED, False),
+        ("default/a", "", ISOLATED, True), ("default/a", "", {**ISOLATED, "globalNamespaces": "x,y"}, False),
+        ("other/a", "", {**ISOLATED, "globalNamespaces": "x, other"}, True),
+        ("", "other/a", ISOLATED, False), ("", "other/a", {}, True), ("", "a", ISOLATED, False),
+        ("", "a", {**ISOLATED, "globalNamespaces": "kube-system"}, True),
+        ("", '[{"name":"a","namespace":"other"}]', ISOLATED, False),
+    ],
+)  # fmt: skip
+def test_isolation_holds_on_every_path(stage, networks, default, settings, allowed):
+    """Both annotations, both forms: a definition of another namespace is refused unless that namespace is global."""
+    for namespace in ("other", "tenant", "kube-system"):
+        stage.definition("a", BRIDGE, namespace)
+    annotations = {"v1.multus-cni.io/default-network": default} if default else {}
+    if allowed:
+        assert planned(stage, networks, "tenant", settings, **annotations)
+    else:
+        error = refusal(stage, networks, "tenant", settings, **annotations)
+        assert (7, True) == (error.code, "isolation" in error.msg)
+
+
+def test_what_is_asked_becomes_arguments_and_capabilities(stage):
+    """MAC and IP travel in CNI_ARGS, everything in capabilities; each key of CNI_ARGS stands once."""
+    element = {
+        "name": "a", "ips": ["10.0.0.5/24"], "mac": "02:00:00:00:00:01",
+        "portMappings": [{"hostPort": 1, "containerPort": 2}], "bandwidth": {"ingressRate": 1},
+        "infiniband-guid": "11:22:33:44:55:66:77:88", "deviceID": "0000:01:00.1", "cni-args": {"k": "v"},
+    }  # fmt: skip
+    found = planned(stage, [element])[1]
+    assert [
+        "IgnoreUnknown",
+        "K8S_POD_NAMESPACE",
+        "K8S_POD_NAME",
+        "K8S_POD_INFRA_CONTAINER_ID",
+        "K8S_POD_UID",
+        "MAC",
+        "IP",
+    ] == [key for key, _ in found.args]
+    assert {
+        "ips": ["10.0.0.5/24"], "mac": "02:00:00:00:00:01", "portMappings": [{"hostPort": 1, "containerPort": 2}],
+        "bandwidth": {"ingressRate": 1}, "infinibandGUID": "11:22:33:44:55:66:77:88", "deviceID": "0000:01:00.1",
+    } == found.capabilities  # fmt: skip
+    assert {"cni": {"k": "v"}} == found.conflist.plugins[0]["args"]
+
+
+def test_several_addresses_go_by_the_capability_alone(stage):
+    """host-local takes no list in CNI_ARGS: with the capability declared the list goes there only."""
+    stage.definition("c", {**BRIDGE, "capabilities": {"ips": True}})
+    one, two = {"name": "c", "ips": ["10.0.0.5/24"]}, {"name": "c", "ips": ["10.0.0.5/24", "fd00::5/64"]}
+    assert [True, False] == ["IP" in dict(item.args) for item in planned(stage, [one, two])[1:]]
+
+
+def test_the_runtimes_own_values_concern_its_own_interface(stage):
+    """A MAC for eth0 is not given to net1; port mappings are the pod's."""
+    found = planned(stage, "a", settings={"runtimeConfig": {"mac": "02:00:00:00:00:09", "dns": {"x": 1}}})
+    assert [{"mac", "dns"}, {"dns"}] == [set(item.capabilities) for item in found]
+
+
+def test_the_default_network_annotation_replaces_the_primary(stage):
+    """It is sought in multusNamespace, keeps the runtime's interface name unless it asks for another."""
+    stage.definition("fast", BRIDGE, "kube-system")
+    found = planned(stage, "a", **{"v1.multus-cni.io/default-network": "fast"})
+    assert [("kube-system/fast", "eth0"), ("default/a", "net1")] == [(item.name, item.ifname) for item in found]
+    renamed = planned(stage, "", **{"v1.multus-cni.io/default-network": "fast@data"})
+    assert "data" == renamed[0].ifname
+
+
+@pytest.mark.parametrize("path", ["definition", "name", "directory", "file", "conflist"])
+def test_the_cluster_network_is_found_by(stage, tmp_path, path):
+    """A definition in multusNamespace, a name in confDir, a folder, a file, a list with its own subfolder."""
+    conf, other = tmp_path / "conf", tmp_path / "other"
+    conf.mkdir()
+    other.mkdir()
+    (conf / "00-broken.conf").write_text("{")
+    (conf / "10-x.conf").write_text(json.dumps({"name": "byname", "type": "ptp"}))
+    (other / "00-multus.conflist").write_text(json.dumps({"name": "us", "plugins": [{"type": "multus-py"}]}))
+    (other / "05-list.conflist").write_text(
+        json.dumps({"cniVersion": "1.0.0", "name": "list", "plugins": [{"type": "ptp"}]})
+    )
+    (other / "list").mkdir()
+    (other / "list" / "20-more.conf").write_text(json.dumps({"type": "tuning"}))
+    stage.definition("nad", BRIDGE, "kube-system")
+    value, name, types = {
+        "definition": ("nad", "kube-system/nad", ("bridge",)),
+        "name": ("byname", "byname", ("ptp",)),
+        "directory": (str(other), "list", ("ptp", "tuning")),
+        "file": (str(conf / "10-x.conf"), "byname", ("ptp",)),
+        "conflist": (str(other / "05-list.conflist"), "list", ("ptp", "tuning")),
+    }[path]
+    found = planned(stage, settings={"clusterNetwork": value})
+    assert [(name, types)] == [(item.name, item.conflist.types) for item in found]
+
+
+def test_default_networks_are_for_all_but_system_pods(stage):
+    """They follow the primary; pods in systemNamespaces do without."""
+    stage.definition("nad", BRIDGE, "kube-system")
+    settings = {"clusterNetwork": "nad", "defaultNetworks": ["nad", "nad"]}
+    assert ["eth0", "net1", "net2"] == [item.ifname for item in planned(stage, settings=settings)]
+    assert ["eth0"] == [item.ifname for item in planned(stage, namespace="kube-system", settings=settings)]
+
+
+def test_an_empty_definition_is_read_from_conf_dir(stage, tmp_path):
+    """By its name, past a broken file; nowhere else."""
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "00.conf").write_text("]")
+    (tmp_path / "conf" / "10.conf").write_text(json.dumps({"name": "empty", "type": "vlan"}))
+    stage.definition("empty", "")
+    stage.definition("lost", "")
+    assert ("vlan",) == planned(stage, "empty")[1].conflist.types
+    assert isinstance(refusal(stage, "lost"), plan.NoNetwork)
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["{", "[]", "{}", '{"type": "../evil"}', '{"type": "/bin/sh"}', '{"type": 7}', '{"plugins": [null]}',
+     '{"plugins": 1}',
+     '{"type": "bridge", "name": "a/b"}', '{"type": "bridge", "cniVersion": "7"}', '{"type": "multus-py"}',
+     '{"plugins": [{"type": "bridge"}, {"type": "multus"}]}', '{"plugins": [{"type": "multus-shim"}]}',
+     '{"type": "bridge", "disableCheck": 7, "plugins": []}'],
+)  # fmt: skip
+def test_a_bad_definition_is_refused(stage, config):
+    """Broken JSON, paths as types, a chain that comes back to us: named and refused before anything is touched."""
+    stage.definition("bad", config)
+    error = refusal(stage, "bad")
+    assert (True, True) == (error.code in (1, 7), "default/bad" in error.msg)
+
+
+def test_a_missing_definition_is_named(stage):
+    """The message is the one that people know from Events."""
+    assert "cannot find a network-attachment-definition (gone) in namespace (ns)" in refusal(stage, "ns/gone").msg
+
+
+def test_the_auxiliary_chain_is_the_last_network(stage, tmp_path):
+    """Plugins in <folder of clusterNetwork>/<name>/ are one more attachment behind all others; none, none."""
+    (tmp_path / "net.conf").write_text(json.dumps({"name": "n", "type": "ptp"}))
+    settings = {"clusterNetwork": str(tmp_path / "net.conf"), "auxiliaryCNIChainName": "aux"}
+    assert 1 == len(planned(stage, settings=settings))
+    (tmp_path / "aux").mkdir()
+    (tmp_path / "aux" / "a.conf").write_text(json.dumps({"type": "tuning"}))
+    last = planned(stage, "a", settings=settings)[-1]
+    assert ("aux", "net2", ("passthru", "tuning")) == (last.name, last.ifname, last.conflist.types)
+
+
+def test_a_delegate_without_version_gets_ours_and_others_keep_their_own(stage):
+    """Each delegate is spoken to in its own cniVersion."""
+    stage.definition("old", {"cniVersion": "0.3.1", "type": "bridge"})
+    stage.definition("none", {"type": "bridge"})
+    assert ["0.4.0", "0.3.1", "1.1.0"] == [item.conflist.version for item in planned(stage, "old,none")]
+
+
+def test_no_default_network_is_said(tmp_path):
+    """Neither clusterNetwork nor delegates: the config says nothing to do."""
+    stage = Stage(tmp_path)
+    assert "no default network" in refusal(stage).msg
+
+
+def test_files_that_are_away_are_tried_again(stage):
+    """A cluster network's file that is being rewritten is code 11, not a verdict."""
+    assert 11 == refusal(stage, settings={"clusterNetwork": str(Path("/nonexistent/x.conflist"))}).code
