@@ -15,7 +15,7 @@ demo: root venv packages ## two pods with four networks each, on this machine; n
 	@examples/demo.sh
 
 root:
-	@[ "$$(id -u)" = 0 ] || { echo "the demo makes network namespaces, which needs root: run 'sudo make demo'" >&2; exit 1; }
+	@[ "$$(id -u)" = 0 ] || { echo "network namespaces need root: run 'sudo make demo'" >&2; exit 1; }
 
 test: venv packages ## every test that this machine can run
 	$(BIN)/pytest $(PYTEST_FLAGS)

@@ -3,7 +3,7 @@
 
 import errno
 import ipaddress
-import secrets
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -109,13 +109,12 @@ def add(request: Request) -> Result:
         ipam = _ask(request, config, undo)
         ips, routes, gateways = _with_gateways(config, ipam)
         pod = netlink.visit(call.netns, lambda: _dress(call, config, ips, routes))
-        if config.ipam:
-            _await_port(host, port.host)
+        end = _await_port(host, port.host) if config.ipam else host.link(port.host)
         extra = _serve_gateways(host, port, config, gateways)
         result = Result(
             interfaces=(
                 _interface(host.link(port.bridge.index)),
-                _interface(host.link(port.host)),
+                _interface(end),
                 Interface(pod.name, pod.mac, sandbox=call.netns),
                 *extra,
             ),
@@ -148,7 +147,7 @@ def check(request: Request) -> None:
         configure.verify_mac(pod, promised)
         configure.verify(inside, pod, promised)
     with netlink.open() as host:
-        bridge = _bridge(host, config.bridge)
+        bridge = host.link(config.bridge)
         port = host.find_link(pod.parent)
         if port is None or port.kind != "veth" or port.master != bridge.index:
             raise CniError(
@@ -210,13 +209,13 @@ def _attach(host: Netlink, call: Call, config: Config, undo: Undo) -> Port:
 
 def _ensure_bridge(host: Netlink, config: Config) -> Link:
     """Return the bridge, up; made when it is missing. Router advertisements are not for it: it has its own routes."""
-    if host.find_link(config.bridge) is None:
-        try:
-            host.create_bridge(config.bridge, mtu=config.mtu, vlan_filtering=config.filters_vlans)
-        except netlink.NetlinkError as trouble:
-            if trouble.errno != errno.EEXIST:  # somebody else, who attaches another pod just now, was faster
-                raise
-    bridge = _bridge(host, config.bridge)
+    bridge = host.find_link(config.bridge) or _make_bridge(host, config)
+    if bridge.kind != "bridge":
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"{config.bridge!r} already exists but is not a bridge",
+            "name another one in 'bridge'",
+        )
     if config.filters_vlans and not bridge.vlan_filtering:
         host.set_vlan_filtering(bridge.index, True)
     netlink.write_sysctl(f"net/ipv6/conf/{config.bridge}/accept_ra", "0")
@@ -225,19 +224,19 @@ def _ensure_bridge(host: Netlink, config: Config) -> Link:
     return bridge
 
 
-def _bridge(host: Netlink, name: str) -> Link:
-    bridge = host.link(name)
-    if bridge.kind != "bridge":
-        raise CniError(
-            Code.INVALID_CONFIG, f"{name!r} already exists but is not a bridge", "name another one in 'bridge'"
-        )
-    return bridge
+def _make_bridge(host: Netlink, config: Config) -> Link:
+    try:
+        host.create_bridge(config.bridge, mtu=config.mtu, vlan_filtering=config.filters_vlans)
+    except netlink.NetlinkError as trouble:
+        if trouble.errno != errno.EEXIST:  # somebody else, who attaches another pod just now, was faster
+            raise
+    return host.link(config.bridge)
 
 
 def _make_pair(host: Netlink, call: Call, config: Config, bridge: Link, undo: Undo) -> str:
     """Make the pair under a free name `veth<8 hex>` on the host and the asked name in the pod."""
     for _ in range(_NAME_TRIES):
-        name = f"veth{secrets.token_hex(4)}"
+        name = f"veth{os.urandom(4).hex()}"
         try:
             host.create_veth(
                 name,
@@ -277,12 +276,16 @@ def _set_vlans(host: Netlink, port: int, config: Config) -> None:
         host.add_vlans(port, first, last)
 
 
-def _await_port(host: Netlink, name: str) -> None:
-    if not host.await_running(host.link(name).index, _PORT_SECONDS):
-        state = host.link(name).operstate
+def _await_port(host: Netlink, name: str) -> Link:
+    """Return the port when it forwards; raise when it does not come up."""
+    port = host.await_running(name, _PORT_SECONDS)
+    if port.operstate != netlink.OPER_UP:
         raise CniError(
-            Code.INTERNAL, f"bridge port {name} in error state: operational state {state}", "is the pod's end up?"
+            Code.INTERNAL,
+            f"bridge port {name} in error state: operational state {port.operstate}",
+            "is the pod's end up?",
         )
+    return port
 
 
 # --- the pod's side --------------------------------------------------------------------------------------------------
@@ -363,7 +366,7 @@ def _vlan_interface(host: Netlink, bridge: Link, config: Config) -> Link:
     if found := host.find_link(name):
         return found
     name = names.interface(name, "bridge: the gateway's interface in the VLAN", Code.INVALID_CONFIG)
-    port = f"veth{secrets.token_hex(4)}"
+    port = f"veth{os.urandom(4).hex()}"
     with Undo() as undo:
         host.create_veth(port, name, mtu=bridge.mtu, master=bridge.index)
         undo.add(_remove, host, port)

@@ -2,7 +2,7 @@
 """The macvlan delegate: an interface in the pod that shares a device of the host, with its own hardware address."""
 
 import errno
-import secrets
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -146,7 +146,7 @@ def _create(home: Netlink, call: Call, config: Config) -> str:
     except netlink.NetlinkError as trouble:
         if trouble.errno != errno.EEXIST:
             raise
-    return _create_named(home, f"macv{secrets.token_hex(4)}", master, call, config)
+    return _create_named(home, f"macv{os.urandom(4).hex()}", master, call, config)
 
 
 def _create_named(home: Netlink, name: str, master: Link, call: Call, config: Config) -> str:

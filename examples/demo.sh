@@ -3,8 +3,8 @@
 # The demo: pods with several networks on this machine, a ping across each network, and nothing left behind.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-lab=demo
-multus=(.venv/bin/multus-py lab)
+lab=${DEMO_LAB:-demo}
+multus=("${MULTUS_PY:-.venv/bin/multus-py}" lab)
 
 # All that this lab could leave behind on the machine.
 traces() {
@@ -27,7 +27,7 @@ title "2. What the kernel holds"
 "${multus[@]}" show --name "$lab"
 
 title "3. The caller pings the callee across each network"
-"${multus[@]}" show --json --name "$lab" | .venv/bin/python -c '
+"${multus[@]}" show --json --name "$lab" | python3 -c '
 import json, sys
 pods = {pod["pod"]: pod["interfaces"] for pod in json.load(sys.stdin)}
 for interface in pods["callee"]:

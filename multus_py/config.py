@@ -53,6 +53,7 @@ class MultusConfig:
     log_to_stderr: bool = True
     log_options: LogOptions = LogOptions()
     backend: str = "auto"
+    node_name: str = ""
     api_deadline: float = 10.0
     exec_timeout: float = 120.0
     readiness_timeout: float = 45.0
@@ -97,6 +98,7 @@ def parse(body: Mapping[str, Any]) -> MultusConfig:
             logs.flag("compress", default=True),
         ),
         backend=backend,
+        node_name=fields.text("nodeName"),
         api_deadline=fields.seconds("apiDeadline", MultusConfig.api_deadline),
         exec_timeout=fields.seconds("execTimeout", MultusConfig.exec_timeout),
         readiness_timeout=fields.seconds("readinessTimeout", MultusConfig.readiness_timeout),

@@ -7,14 +7,13 @@
 import errno
 import ipaddress
 import os
-import secrets
 import socket
 import struct
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -485,15 +484,24 @@ class Netlink:
 
     def delete_links(self, indexes: Iterable[int]) -> None:
         """Delete several links at once, as one group: the kernel then waits for its readers once."""
-        group = 0x80000000 | secrets.randbits(31)
+        group = 0x80000000 | int.from_bytes(os.urandom(4))
         for index in indexes:
             self.set_link(index, group=group)
         body = _IFINFO.pack(0, 0, 0, 0, 0) + wire.number(27, group)
         self._tell("delete a group of interfaces", wire.DELLINK, body)
 
-    def await_running(self, index: int, seconds: float) -> bool:
-        """Wait until a link is operationally up; False when *seconds* were not enough."""
-        return self._socket.await_change(wire.GROUP_LINK, seconds, lambda: self.link(index).operstate == OPER_UP)
+    def await_running(self, wanted: str | int, seconds: float) -> Link:
+        """Wait until a link is operationally up; return it as it is then, or as it is when *seconds* are over."""
+        seen = self.link(wanted)
+
+        def running() -> bool:
+            nonlocal seen
+            seen = self.link(seen.index)
+            return seen.operstate == OPER_UP
+
+        if seen.operstate != OPER_UP:
+            self._socket.await_change(wire.GROUP_LINK, seconds, running)
+        return seen
 
     # --- addresses ---
 
@@ -604,10 +612,16 @@ def _libc(verb: str, *args: Any) -> None:
     """Call the C library: Python has setns and unshare from 3.12 on, mount never."""
     import ctypes  # 3 ms that only those pay who enter a namespace
 
-    library = ctypes.CDLL(None, use_errno=True)
-    if getattr(library, verb)(*args):
+    if getattr(_library(), verb)(*args):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+@cache
+def _library() -> Any:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
 
 
 # --- records from and to the wire ------------------------------------------------------------------------------------

@@ -77,5 +77,5 @@ def _store(settings: "MultusConfig") -> "KubeStore | None":
     if settings.kubeconfig:
         from multus_py.kube.apiserver import ApiServer
 
-        return ApiServer(settings.kubeconfig, settings.api_deadline)
+        return ApiServer(settings.kubeconfig, settings.api_deadline, settings.node_name or os.uname().nodename)
     return None

@@ -4,6 +4,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
@@ -103,6 +104,23 @@ def test_the_examples_meet_on_every_network(
             target = address.split("/")[0]
             ping = ["ping", "-c", "1", "-W", "3", "-I", interface["ifname"], target]
             assert lab.run("exec", "caller", "--", *ping) == 0, f"no answer from {target}"
+
+
+@needs_root
+@pytest.mark.skipif(not Path("/usr/lib/cni/tuning").exists(), reason="containernetworking-plugins is not installed")
+def test_the_demo_leaves_nothing_behind(lab: LabUnderTest) -> None:
+    """`make demo` shows every network answering, and compares the machine before and after by itself."""
+    launcher = Path(sys.executable).with_name("multus-py")
+    done = subprocess.run(
+        [EXAMPLES / "demo.sh"],
+        env={**os.environ, "DEMO_LAB": lab.name, "MULTUS_PY": str(launcher)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("2 received") == 5
+    assert done.stdout.endswith("namespaces, links, nft tables and IPAM files are as they were\n")
 
 
 @needs_root

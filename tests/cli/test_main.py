@@ -47,7 +47,7 @@ def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"multus-py {version('multus-py')}\n"
 
 
-@pytest.mark.parametrize("words", [[], ["instal"], ["install"], ["lab"], ["lab", "sideways"]])
+@pytest.mark.parametrize("words", [[], ["fly"], ["install"], ["lab"], ["lab", "sideways"]])
 def test_wrong_usage_is_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """A wrong word is told with the right ones, and never looks like a failed deed."""
     with pytest.raises(SystemExit) as end:

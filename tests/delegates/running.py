@@ -62,7 +62,11 @@ def _ask(kind: str, asked: Call) -> Result | None:
 
 def _execute(kind: str, asked: Call) -> dict[str, Any] | None:
     done = subprocess.run(
-        [BIN / kind], input=json.dumps(dict(asked.config)).encode(), env=asked.environment(), capture_output=True, check=False
+        [BIN / kind],
+        input=json.dumps(dict(asked.config)).encode(),
+        env=asked.environment(),
+        capture_output=True,
+        check=False,
     )
     if done.returncode:
         raise PluginError.from_json(json.loads(done.stdout or b"{}"), kind)

@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's door: every verb does what it says, and every refusal names the deed, the object and the reason."""
+
+import errno
+import ipaddress
+import os
+import secrets
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from namespaces import Site, namespace, site
+
+from multus_py import netlink
+from multus_py.netlink import Hop, Link, Netlink, NetlinkError, Route
+
+V4 = ipaddress.ip_interface("192.0.2.7/24")
+V6 = ipaddress.ip_interface("2001:db8::7/64")
+DEFAULT = ipaddress.ip_network("0.0.0.0/0")
+DEFAULT6 = ipaddress.ip_network("::/0")
+
+
+@pytest.fixture
+def place() -> Any:
+    with site() as made:
+        yield made
+
+
+@pytest.fixture
+def host(place: Site) -> Any:
+    with netlink.open(place.host) as kernel:
+        yield kernel
+
+
+@pytest.fixture
+def pod(place: Site) -> Any:
+    with netlink.open(place.pod) as kernel:
+        yield kernel
+
+
+def pair(host: Netlink, place: Site, **more: Any) -> None:
+    """Make mpta on the host and mptb in the pod."""
+    host.create_veth("mpta", "mptb", peer_netns=place.pod, **more)
+
+
+def up(kernel: Netlink, name: str) -> Link:
+    """Set a link up and return it."""
+    kernel.set_link(kernel.link(name).index, up=True)
+    return kernel.link(name)
+
+
+def test_open_binds_the_socket_to_the_namespace_and_leaves_the_caller_where_it_was(place: Site) -> None:
+    """A socket opened in a namespace stays there while the calling thread never leaves its own."""
+    here = os.stat("/proc/thread-self/ns/net").st_ino
+    with netlink.open(place.pod) as kernel:
+        assert [link.name for link in kernel.links() if link.name.startswith("eth")] == []
+        assert os.stat("/proc/thread-self/ns/net").st_ino == here
+        kernel.create_bridge("mptonly")
+        assert kernel.find_link("mptonly") is not None
+    with netlink.open() as own:
+        assert own.find_link("mptonly") is None
+
+
+def test_a_missing_namespace_and_a_file_that_is_none_are_told_as_such(tmp_path: Path) -> None:
+    """A path that leads to no namespace is NoNamespace, whatever lies there."""
+    plain = tmp_path / "file"
+    plain.touch()
+    for path in (tmp_path / "nothing", plain):
+        with pytest.raises(netlink.NoNamespace) as caught:
+            netlink.open(str(path))
+        assert str(path) in caught.value.msg
+
+
+def test_sockets_and_descriptors_are_closed(place: Site) -> None:
+    """Opening and refusing leave no descriptor behind."""
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        netlink.open(place.pod).close()
+        with pytest.raises(netlink.NoNamespace):
+            netlink.open("/run/netns/mptnone")
+        with netlink.open(place.host) as kernel, pytest.raises(NetlinkError):
+            kernel.create_veth("lo", "lo", peer_netns=place.pod)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_visit_returns_what_the_errand_returns_and_raises_what_it_raises(place: Site) -> None:
+    """An errand's value and its exception both come home."""
+    assert netlink.visit(place.pod, lambda: netlink.same_namespace(place.pod)) is True
+    with pytest.raises(ZeroDivisionError):
+        netlink.visit(place.pod, lambda: 1 // 0)
+    assert netlink.visit(None, threading.get_ident) == threading.get_ident()
+
+
+def test_many_threads_visit_at_once() -> None:
+    """Threads that enter different namespaces at the same time do not mix them up."""
+    with namespace() as one, namespace() as two:
+        for path in (one, two):
+            with netlink.open(path) as kernel:
+                kernel.create_bridge(f"b{path[-8:]}")
+        seen: list[bool] = []
+
+        def look(path: str) -> None:
+            with netlink.open(path) as kernel:
+                seen.append([link.name for link in kernel.links() if link.kind == "bridge"] == [f"b{path[-8:]}"])
+
+        threads = [threading.Thread(target=look, args=(path,)) for path in (one, two) * 20]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert seen == [True] * 40
+
+
+def test_a_namespace_is_made_once_and_removed_as_often_as_asked(tmp_path: Path) -> None:
+    """Making a namespace twice is refused, removing it twice is not, and a plain file left at the path goes too."""
+    path = str(tmp_path / "sub" / "ns")
+    netlink.create_namespace(path)
+    try:
+        assert not netlink.same_namespace(path)
+        with pytest.raises(NetlinkError) as caught:
+            netlink.create_namespace(path)
+        assert caught.value.errno == errno.EEXIST
+        with netlink.open(path) as kernel:
+            assert [link.up for link in kernel.links() if link.name == "lo"] == [False]
+    finally:
+        netlink.remove_namespace(path)
+    assert not Path(path).exists()
+    netlink.remove_namespace(path)
+    Path(path).touch()
+    netlink.remove_namespace(path)
+    assert not Path(path).exists()
+
+
+def test_same_namespace_knows_its_own() -> None:
+    """Our own namespace is recognised by any path to it, a missing one is not ours."""
+    assert netlink.same_namespace("/proc/self/ns/net")
+    assert not netlink.same_namespace("/run/netns/mptnone")
+
+
+def test_a_missing_link_is_none_or_an_error_with_its_errno(host: Netlink) -> None:
+    """find_link says None where link raises ENODEV with the name in the message."""
+    assert host.find_link("mptnone") is None
+    with pytest.raises(NetlinkError) as caught:
+        host.link("mptnone")
+    assert caught.value.errno == errno.ENODEV
+    assert "mptnone" in caught.value.msg
+    assert "ENODEV" in caught.value.msg
+    assert caught.value.while_("attach").errno == errno.ENODEV
+
+
+def test_a_veth_pair_has_what_was_asked(host: Netlink, pod: Netlink, place: Site) -> None:
+    """Names, MTU, hardware address, master and namespaces of a pair are those that were asked for."""
+    host.create_bridge("mptbr")
+    bridge = host.link("mptbr")
+    pair(host, place, mtu=1400, peer_mac="02:00:00:00:00:09", master=bridge.index)
+    mine, other = host.link("mpta"), pod.link("mptb")
+    assert (mine.kind, mine.mtu, mine.master, mine.up) == ("veth", 1400, bridge.index, True)
+    assert (other.kind, other.mtu, other.mac, other.up) == ("veth", 1400, "02:00:00:00:00:09", False)
+    assert (mine.parent, other.parent) == (other.index, mine.index)
+    assert mine.parent_netns is not None
+
+
+def test_iproute2_reads_what_we_wrote(host: Netlink, place: Site) -> None:
+    """An independent reader finds the bridge port options and the alias that we set."""
+    host.create_bridge("mptbr", mtu=1300)
+    pair(host, place, master=host.link("mptbr").index)
+    index = host.link("mpta").index
+    host.set_port(index, hairpin=True, isolated=True)
+    host.set_link(index, alias="of a pod", promisc=True)
+    told = netlink.visit(
+        place.host,
+        lambda: subprocess.run(["ip", "-d", "link", "show", "mpta"], capture_output=True, text=True, check=True),
+    ).stdout
+    assert "hairpin on" in told
+    assert "isolated on" in told
+    assert "alias of a pod" in told
+    assert "PROMISC" in told
+    mine = host.link("mpta")
+    assert (mine.hairpin, mine.isolated, mine.alias) == (True, True, "of a pod")
+    host.set_port(index, hairpin=False)
+    assert (host.link("mpta").hairpin, host.link("mpta").isolated) == (False, True)
+
+
+def test_links_are_renamed_moved_and_released(host: Netlink, pod: Netlink, place: Site) -> None:
+    """A link changes its name, master and namespace, and only what is mentioned."""
+    host.create_bridge("mptbr")
+    host.create_veth("mpta", "mptb")
+    index = host.link("mptb").index
+    host.set_link(index, name="mptc", master=host.link("mptbr").index, mac="02:00:00:00:00:0a", mtu=1200)
+    assert host.link("mptc").master == host.link("mptbr").index
+    host.set_link(index, master=0)
+    moved = host.link("mptc")
+    assert (moved.master, moved.mac, moved.mtu) == (0, "02:00:00:00:00:0a", 1200)
+    host.set_link(index, netns=place.pod)
+    assert host.find_link("mptc") is None
+    assert pod.link("mptc").mac == "02:00:00:00:00:0a"
+
+
+@pytest.mark.parametrize("mode", netlink.MACVLAN_MODES)
+def test_a_macvlan_is_made_in_its_namespace(mode: str, host: Netlink, pod: Netlink, place: Site) -> None:
+    """A macvlan appears in the pod with its mode, queue, MTU and parent."""
+    host.create_veth("mpta", "mptb")
+    parent = host.link("mpta")
+    host.create_macvlan("mptm", parent.index, mode, netns=place.pod, mtu=1280, mac="02:00:00:00:00:0b", queue=77)
+    made = pod.link("mptm")
+    assert (made.kind, made.macvlan_mode, made.parent, made.mtu) == ("macvlan", mode, parent.index, 1280)
+    assert made.macvlan_queue == 77
+    assert mode == "passthru" or made.mac == "02:00:00:00:00:0b"
+
+
+def test_describe_tells_in_the_kernels_names(host: Netlink) -> None:
+    """describe gives the attributes of a link by name, those of its kind too."""
+    host.create_bridge("mptbr", mtu=1333)
+    told = host.describe("mptbr")
+    assert (told["IFLA_IFNAME"], told["IFLA_MTU"]) == ("mptbr", 1333)
+    assert told["IFLA_LINKINFO"]["IFLA_INFO_KIND"] == "bridge"
+
+
+def test_alternative_names_find_a_link(host: Netlink, place: Site) -> None:
+    """A link answers to an alternative name that is longer than an interface name may be."""
+    host.create_bridge("mptbr")
+    long = "mpt-a-name-beyond-fifteen-bytes"
+    netlink.visit(
+        place.host,
+        lambda: subprocess.run(["ip", "link", "property", "add", "dev", "mptbr", "altname", long], check=True),
+    )
+    assert host.link(long).name == "mptbr"
+    assert host.link("mptbr").altnames == (long,)
+
+
+def test_links_go_alone_and_together(host: Netlink) -> None:
+    """A group of links goes at once and others stay; what is gone already is ENODEV."""
+    for n in range(6):
+        host.create_veth(f"mpta{n}", f"mptb{n}")
+    host.delete_link(host.link("mpta0").index)
+    assert host.find_link("mptb0") is None
+    host.delete_links(host.link(f"mpta{n}").index for n in range(1, 5))
+    left = {link.name for link in host.links() if link.name != "lo"}
+    assert left == {"mpta5", "mptb5"}
+    with pytest.raises(NetlinkError) as caught:
+        host.delete_link(999999)
+    assert caught.value.errno == errno.ENODEV
+
+
+def test_addresses_are_added_listed_and_taken(host: Netlink) -> None:
+    """Addresses of both families come back as they were given; a second time is EEXIST, a second removal too much."""
+    host.create_veth("mpta", "mptb")
+    index = host.link("mpta").index
+    host.add_address(index, V4)
+    host.add_address(index, V6, flags=netlink.NODAD)
+    assert {address.interface for address in host.addresses(index)} == {V4, V6}
+    assert [address.interface for address in host.addresses(index, 6)] == [V6]
+    assert host.addresses(host.link("mptb").index) == []
+    with pytest.raises(NetlinkError) as caught:
+        host.add_address(index, V4)
+    assert caught.value.errno == errno.EEXIST
+    host.delete_address(index, V4)
+    assert [address.interface for address in host.addresses(index)] == [V6]
+    with pytest.raises(NetlinkError) as caught:
+        host.delete_address(index, V4)
+    assert caught.value.errno == errno.EADDRNOTAVAIL
+
+
+def test_waiting_for_addresses_ends_with_the_detection(host: Netlink, pod: Netlink, place: Site) -> None:
+    """await_addresses returns when IPv6 has found no duplicate, and says no when the time is over before."""
+    pair(host, place)
+    index = up(pod, "mptb").index
+    pod.add_address(index, V6)
+    assert not pod.await_addresses(index, [V6], 0.01)
+    assert pod.await_addresses(index, [V6], 5)
+    (held,) = [address for address in pod.addresses(index, 6) if address.interface == V6]
+    assert not held.flags & netlink.TENTATIVE
+
+
+def test_waiting_for_a_link_ends_when_its_peer_is_up(host: Netlink, pod: Netlink, place: Site) -> None:
+    """await_running returns the link as it is when the time is over, and running as soon as it runs."""
+    pair(host, place)
+    assert host.await_running("mpta", 0.01).operstate != netlink.OPER_UP
+    timer = threading.Timer(0.05, lambda: pod.set_link(pod.link("mptb").index, up=True))
+    timer.start()
+    assert host.await_running("mpta", 5).operstate == netlink.OPER_UP
+    timer.join()
+    assert host.link("mpta").name == "mpta"
+
+
+def test_routes_keep_their_words(host: Netlink) -> None:
+    """Gateway, priority, table, scope, MTU and segment size of a route come back as they were given."""
+    host.create_veth("mpta", "mptb")
+    up(host, "mptb")
+    index = up(host, "mpta").index
+    host.add_address(index, V4)
+    host.add_address(index, V6, flags=netlink.NODAD)
+    wanted = [
+        Route(
+            ipaddress.ip_network("10.1.0.0/16"),
+            ipaddress.ip_address("192.0.2.1"),
+            index,
+            7,
+            1000,
+            mtu=1300,
+            advmss=1200,
+        ),
+        Route(ipaddress.ip_network("10.2.0.0/16"), None, index, scope=netlink.SCOPE_LINK, table=1000),
+        Route(ipaddress.ip_network("2001:db8:1::/48"), ipaddress.ip_address("2001:db8::1"), index, 9, 1000, mtu=1290),
+        Route(ipaddress.ip_network("10.3.0.0/16"), ipaddress.ip_address("2001:db8::1"), index, table=1000),
+    ]
+    for route in wanted:
+        host.add_route(route)
+    assert sorted(host.routes(table=1000), key=str) == sorted(wanted, key=str)
+    with pytest.raises(NetlinkError) as caught:
+        host.add_route(wanted[0])
+    assert caught.value.errno == errno.EEXIST
+    assert "10.1.0.0/16" in caught.value.msg
+    for route in wanted:
+        host.delete_route(route)
+    assert host.routes(table=1000) == []
+    with pytest.raises(NetlinkError) as caught:
+        host.delete_route(wanted[0])
+    assert caught.value.errno == errno.ESRCH
+
+
+def test_the_default_route_moves_and_other_routes_stay(host: Netlink) -> None:
+    """Default routes are listed, deleted and replaced per family; a route to 0.0.0.0/1 is none of them."""
+    for name in ("mpta", "mptc"):
+        host.create_veth(name, f"{name}p")
+        up(host, f"{name}p")
+        up(host, name)
+    first, second = host.link("mpta").index, host.link("mptc").index
+    host.add_address(first, V4)
+    host.add_address(second, ipaddress.ip_interface("198.51.100.7/24"))
+    half = Route(ipaddress.ip_network("0.0.0.0/1"), ipaddress.ip_address("192.0.2.1"), first)
+    low = Route(DEFAULT, ipaddress.ip_address("192.0.2.1"), first)
+    high = Route(DEFAULT, ipaddress.ip_address("192.0.2.2"), first, priority=50)
+    for route in (half, low, high):
+        host.add_route(route)
+    assert set(host.default_routes(4)) == {low, high}
+    for route in host.default_routes(4):
+        host.delete_route(route)
+    wanted = Route(DEFAULT, ipaddress.ip_address("198.51.100.1"), second)
+    host.replace_route(wanted)
+    host.replace_route(wanted)
+    assert host.default_routes(4) == [wanted]
+    assert half in host.routes(4)
+    assert host.default_routes(6) == []
+
+
+def test_a_route_with_several_ways_is_read_and_deleted(host: Netlink) -> None:
+    """The ways of a multipath route are listed as hops, and the route can be deleted as it was read."""
+    for n, name in enumerate(("mpta", "mptc")):
+        host.create_veth(name, f"{name}p")
+        up(host, f"{name}p")
+        host.add_address(up(host, name).index, ipaddress.ip_interface(f"10.0.{n}.2/24"))
+    hops = tuple(
+        Hop(host.link(name).index, ipaddress.ip_address(f"10.0.{n}.1")) for n, name in enumerate(("mpta", "mptc"))
+    )
+    host.add_route(Route(DEFAULT, hops=hops))
+    (found,) = host.default_routes(4)
+    assert (found.hops, found.gateway) == (hops, None)
+    host.delete_route(found)
+    assert host.default_routes(4) == []
+
+
+def test_neighbours_are_listed(host: Netlink, place: Site) -> None:
+    """The neighbour table of a link comes with addresses of hosts and hardware."""
+    host.create_veth("mpta", "mptb")
+    index = up(host, "mpta").index
+    words = ["ip", "neigh", "add", "192.0.2.9", "lladdr", "02:00:00:00:00:0c", "dev", "mpta", "nud", "permanent"]
+    netlink.visit(place.host, lambda: subprocess.run(words, check=True))
+    told = [(item.address, item.mac) for item in host.neighbours(index, 4)]
+    assert told == [(ipaddress.ip_address("192.0.2.9"), "02:00:00:00:00:0c")]
+
+
+def test_vlans_of_a_port_or_a_clear_refusal(host: Netlink, place: Site) -> None:
+    """A port carries the VLANs it was given; a kernel that cannot filter them says so by name."""
+    host.create_bridge("mptbr")
+    pair(host, place, master=host.link("mptbr").index)
+    port = host.link("mpta").index
+    try:
+        host.set_vlan_filtering(host.link("mptbr").index, True)
+    except NetlinkError as refusal:
+        assert refusal.errno == errno.EOPNOTSUPP
+        assert "EOPNOTSUPP" in refusal.msg
+        assert "kernel" in refusal.details
+        assert host.vlans(port) == []
+        return
+    host.delete_vlan(port, 1)
+    host.add_vlans(port, 10, 10, netlink.VLAN_PVID | netlink.VLAN_UNTAGGED)
+    host.add_vlans(port, 20, 23)
+    assert [vlan.vid for vlan in host.vlans(port)] == [10, 20, 21, 22, 23]
+    assert host.link("mptbr").vlan_filtering
+
+
+def test_sysctls_belong_to_the_namespace_of_the_thread(place: Site) -> None:
+    """A setting written during a visit is written there and nowhere else; a missing one is said to be missing."""
+    name = "net/ipv4/conf/lo/arp_notify"
+    before = netlink.read_sysctl(name)
+    assert netlink.visit(place.pod, lambda: netlink.write_sysctl(name, "1"))
+    assert netlink.visit(place.pod, lambda: netlink.read_sysctl(name)) == "1"
+    assert netlink.read_sysctl(name) == before
+    assert netlink.read_sysctl("net/ipv4/mptnone") is None
+    assert not netlink.write_sysctl("net/ipv4/mptnone", "1")
+    with pytest.raises(NetlinkError, match="EINVAL"):
+        netlink.visit(place.pod, lambda: netlink.write_sysctl(name, "nonsense"))
+
+
+def test_a_busy_kernel_lists_many_links_whole(host: Netlink, place: Site) -> None:
+    """A list that takes several answers of the kernel is whole, also while links come and go."""
+    for n in range(60):
+        host.create_veth(f"mpta{n}", f"mptb{n}")
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            host_two.create_bridge("mptchurn")
+            host_two.delete_link(host_two.link("mptchurn").index)
+
+    with netlink.open(place.host) as host_two:
+        thread = threading.Thread(target=churn)
+        thread.start()
+        try:
+            for _ in range(10):
+                names = {link.name for link in host.links()}
+                assert {f"mpta{n}" for n in range(60)} | {f"mptb{n}" for n in range(60)} <= names
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_netlink_is_imported_without_pyroute2() -> None:
+    """Opening the kernel's door does not pay for pyroute2: only describe does."""
+    script = "import sys, multus_py.netlink; sys.exit('pyroute2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_random_bytes_never_hang_the_reader() -> None:
+    """Attributes of damaged bytes are read to their end without an endless loop or an exception."""
+    from multus_py import rtnetlink
+
+    for size in range(64):
+        data = secrets.token_bytes(size)
+        assert set(rtnetlink.attributes(data)) == {kind for kind, _ in rtnetlink.pairs(data)}
+    assert rtnetlink.attributes(b"\0" * 16) == {}
