@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was planned for each sandbox, on disk before it is done, so that DEL knows everything even if we die in between.
 
-One file per sandbox, `<cniDir>/attachments/<container id>@<interface>`: a line with the SHA-256 of the rest, then JSON.
-The file is its own lock (flock): an ADD and a DEL of one sandbox wait for each other, and a killed process lets go.
+One file per sandbox, `<cniDir>/attachments/<container id>@<interface>`. It only grows: each line is the SHA-256 of an
+entry and the entry as JSON, and the last whole line counts. The file is its own lock (flock): an ADD and a DEL of one
+sandbox wait for each other, and a killed process lets go.
 """
 
 import fcntl
@@ -60,10 +61,12 @@ class Page:
         return os.pread(self.descriptor, os.fstat(self.descriptor).st_size, 0)
 
     def write(self, entry: Entry) -> None:
-        """Put *entry* on disk for good, one fsync. A torn write means that nothing was done yet: the page was empty."""
+        """Put *entry* on disk for good: one fsync. Of a torn line nothing was done yet: the one before counts."""
         try:
-            os.ftruncate(self.descriptor, 0)
-            os.pwrite(self.descriptor, encode(entry), 0)
+            if self.damaged:
+                os.ftruncate(self.descriptor, 0)
+            os.lseek(self.descriptor, 0, os.SEEK_END)
+            os.write(self.descriptor, encode(entry))
             os.fsync(self.descriptor)
         except OSError as cause:
             raise CniError(
@@ -142,24 +145,25 @@ def _locked(path: Path, wait: bool) -> tuple[int, bool]:
         os.close(descriptor)
 
 
-def _sealed(body: bytes) -> bytes:
-    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body + b"\n"
-
-
 def decode(text: bytes) -> Entry:
-    """Read a page; raise `Damaged` when it is empty, cut short, changed or of a shape that we never wrote."""
-    _, newline, body = text.partition(b"\n")
-    if not newline or _sealed(body.removesuffix(b"\n")) != text:
-        raise Damaged(Code.DECODE, "journal entry: empty, cut short or changed")
+    """Read a page; raise `Damaged` when no line is whole or a line before the last is not, or is of another shape."""
+    *lines, torn = text.split(b"\n")
+    for n, line in enumerate(lines):
+        seal, _, body = line.partition(b" ")
+        if hashlib.sha256(body).hexdigest().encode() != seal:
+            raise Damaged(Code.DECODE, f"journal entry: line {n + 1} was changed")
+    if not lines:
+        raise Damaged(Code.DECODE, "journal entry: cut short" if torn else "journal entry: empty")
     try:
-        return _from_json(json.loads(body))
+        return _from_json(json.loads(lines[-1].partition(b" ")[2]))
     except (CniError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
         raise Damaged(Code.DECODE, f"journal entry: {cause}") from cause
 
 
 def encode(entry: Entry) -> bytes:
-    """Return the bytes of a page."""
-    return _sealed(json.dumps(_to_json(entry), separators=(",", ":")).encode())
+    """Return the line of an entry."""
+    body = json.dumps(_to_json(entry), separators=(",", ":")).encode()
+    return hashlib.sha256(body).hexdigest().encode() + b" " + body + b"\n"
 
 
 def _to_json(entry: Entry) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def build(attachment: Attachment, result: Result, netns: str) -> list[dict[str, 
     two interfaces in the pod. The interface that we asked for is always told of; an address that names no interface
     of the pod belongs to it.
     """
-    own = {n: interface for n, interface in enumerate(result.interfaces) if _in_pod(interface, attachment, netns)}
+    own = _in_pod(result, attachment, netns)
     asked = next((n for n, interface in own.items() if interface.name == attachment.ifname), None)
     if asked is None and len(own) == 1:
         asked = next(iter(own))  # the delegate chose a name of its own
@@ -39,9 +39,15 @@ def annotation(statuses: Iterable[dict[str, Any]]) -> str:
     return "[" + ",".join(json.dumps(status, indent=4, ensure_ascii=False) for status in statuses) + "]"
 
 
-def _in_pod(interface: Interface, attachment: Attachment, netns: str) -> bool:
-    # A sandbox that is no path ("0" from AWS, an id from Antrea) says nothing; the name we asked for does.
-    return interface.name == attachment.ifname or interface.sandbox == netns or interface.sandbox.startswith("/")
+def _in_pod(result: Result, attachment: Attachment, netns: str) -> dict[int, Interface]:
+    """Return the interfaces in the pod by their index: those with its sandbox, else the last of the asked name.
+
+    A sandbox that is no path ("0" from AWS, an id from Antrea) says nothing. A name alone says little where others have
+    a sandbox: the host's bridge may have the name that the pod's interface has.
+    """
+    numbered = list(enumerate(result.interfaces))
+    placed = {n: item for n, item in numbered if item.sandbox == netns or item.sandbox.startswith("/")}
+    return placed or dict([pair for pair in numbered if pair[1].name == attachment.ifname][-1:])
 
 
 def _status(

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-import pytest
-
 from multus_py import netlink
 
 PREFIX = "/run/netns/mpt"
@@ -39,21 +37,3 @@ def site() -> Iterator[Site]:
     """Make a host and a pod."""
     with ExitStack() as stack:
         yield Site(stack.enter_context(namespace()), stack.enter_context(namespace()))
-
-
-@pytest.fixture(name="host")
-def _host() -> Iterator[str]:
-    with namespace() as path:
-        yield path
-
-
-@pytest.fixture(name="pod")
-def _pod() -> Iterator[str]:
-    with namespace() as path:
-        yield path
-
-
-@pytest.fixture(name="place")
-def _place() -> Iterator[Site]:
-    with site() as made:
-        yield made

@@ -3,11 +3,11 @@
 
 import errno
 import ipaddress
-import os
 import secrets
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,22 @@ DEFAULT6 = ipaddress.ip_network("::/0")
 
 
 @pytest.fixture
-def place() -> Any:
+def place() -> Iterator[Site]:
+    """Return a host and a pod on it."""
     with site() as made:
         yield made
 
 
 @pytest.fixture
-def host(place: Site) -> Any:
+def host(place: Site) -> Iterator[Netlink]:
+    """Return a socket in the host's namespace."""
     with netlink.open(place.host) as kernel:
         yield kernel
 
 
 @pytest.fixture
-def pod(place: Site) -> Any:
+def pod(place: Site) -> Iterator[Netlink]:
+    """Return a socket in the pod's namespace."""
     with netlink.open(place.pod) as kernel:
         yield kernel
 
@@ -54,10 +57,10 @@ def up(kernel: Netlink, name: str) -> Link:
 
 def test_open_binds_the_socket_to_the_namespace_and_leaves_the_caller_where_it_was(place: Site) -> None:
     """A socket opened in a namespace stays there while the calling thread never leaves its own."""
-    here = os.stat("/proc/thread-self/ns/net").st_ino
+    here = Path("/proc/thread-self/ns/net").stat().st_ino
     with netlink.open(place.pod) as kernel:
         assert [link.name for link in kernel.links() if link.name.startswith("eth")] == []
-        assert os.stat("/proc/thread-self/ns/net").st_ino == here
+        assert Path("/proc/thread-self/ns/net").stat().st_ino == here
         kernel.create_bridge("mptonly")
         assert kernel.find_link("mptonly") is not None
     with netlink.open() as own:
@@ -76,14 +79,14 @@ def test_a_missing_namespace_and_a_file_that_is_none_are_told_as_such(tmp_path: 
 
 def test_sockets_and_descriptors_are_closed(place: Site) -> None:
     """Opening and refusing leave no descriptor behind."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
         netlink.open(place.pod).close()
         with pytest.raises(netlink.NoNamespace):
             netlink.open("/run/netns/mptnone")
         with netlink.open(place.host) as kernel, pytest.raises(NetlinkError):
             kernel.create_veth("lo", "lo", peer_netns=place.pod)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_visit_returns_what_the_errand_returns_and_raises_what_it_raises(place: Site) -> None:

@@ -72,6 +72,8 @@ def add_parser(commands: Any) -> None:
         help="find what is wrong in definitions, pods and configs",
         description="Check manifests (.yaml, .yml, .json), CNI configs (.conf, .conflist) and daemon-config.json. "
         "Exit status: 0 fine, 1 something is wrong, 2 wrong usage.",
+        epilog="example:\n  multus-py lint examples",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paths", nargs="+", metavar="FILE|DIR", type=Path)
     parser.add_argument("--json", action="store_true", help="print a list of findings as JSON")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real containerd with a life of its own: folders, socket and network namespace are the test's, not the machine's."""
 
+import fcntl
 import hashlib
 import io
 import json
@@ -151,10 +152,7 @@ def containerd() -> Iterator[Rig]:
         subprocess.run(["ip", "netns", "del", host], check=True)
         _unmount_below(root)
         shutil.rmtree(root)
-        for folder in foreign:
-            # Not empty: somebody else uses it by now.
-            with suppress(OSError):
-                folder.rmdir()
+        _remove_empty(foreign)
 
 
 def _write_config(root: Path) -> None:
@@ -240,6 +238,19 @@ def _remove_left_tasks(root: Path) -> None:
     listed = _ctr(root, "tasks", "ls", "-q", check=False).stdout.split()
     for task in listed:
         _ctr(root, "tasks", "rm", "-f", task, check=False)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    # Under the lock of `multus-py lab`, whose mounts there would go with the folder.
+    parent = os.open("/var/lib", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(parent, fcntl.LOCK_EX)
+        for folder in folders:
+            # Not empty: somebody else uses it by now.
+            with suppress(OSError):
+                folder.rmdir()
+    finally:
+        os.close(parent)
 
 
 def _unmount_below(root: Path) -> None:

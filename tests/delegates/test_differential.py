@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native delegates and Debian's executables, side by side: the same config leaves the same kernel, files and answer.
+"""The native delegates and Debian's executables side by side: one config, the same kernel state, files and answer.
 
 Every difference that is accepted is listed here with its reason; the rest must be equal.
 """

@@ -49,7 +49,7 @@ def ip(netns: str, *words: str) -> Any:
 
 
 def state(place: Site) -> set[str]:
-    """Return everything that a plugin may change in both namespaces, as lines: two states differ in what only one has."""
+    """Return all that a plugin may change in both namespaces, as lines: two states differ in what only one has."""
     return {f"{role} {line}" for role in ("host", "pod") for line in _namespace(role, getattr(place, role))}
 
 
@@ -61,7 +61,7 @@ def reservations(folder: Path) -> dict[str, str]:
 
 
 def named(result: dict[str, Any], place: Site) -> dict[str, Any]:
-    """Return a result with random names, addresses and the pod's path replaced, after comparing them with the kernel."""
+    """Return a result without random names, hardware addresses and paths, which are compared with the kernel first."""
     body: dict[str, Any] = json.loads(json.dumps(result))
     # Go's older structs write an empty dns, newer ones leave it out.
     body = {key: value for key, value in body.items() if value != {}}

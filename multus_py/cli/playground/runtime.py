@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Be the runtime: call the launcher as containerd would, with CNI_* variables and the config on standard input."""
 
+import fcntl
 import json
+import os
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from multus_py.cli.playground.place import Lab, Sandbox
 from multus_py.cni import conflist
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code, PluginError
+from multus_py.config import TYPE
 from multus_py.entry import install
 
 _SHARED = Path("/var/lib/cni")  # where executables keep leases: host-local's default dataDir is below it
@@ -38,9 +41,10 @@ def call(lab: Lab, verb: str, box: Sandbox) -> bytes:
         ),
     }
     config = json.dumps(_config(lab, box)).encode()
-    command = _with_own_leases(lab, [str(lab.launcher)])
     try:
-        done = netlink.visit(str(lab.host), lambda: _run(command, env, config))
+        with _mount_point(fcntl.LOCK_SH):
+            command = _with_own_leases(lab, [str(lab.launcher)])
+            done = netlink.visit(str(lab.host), lambda: _run(command, env, config))
     except (OSError, subprocess.TimeoutExpired) as cause:
         raise CniError(Code.IO, f"cannot run the launcher for {verb} of pod {box.ref}: {cause}") from cause
     if done.returncode:
@@ -52,10 +56,24 @@ def _run(command: Sequence[str], env: Mapping[str, str], stdin: bytes) -> subpro
     return subprocess.run(command, env=env, input=stdin, capture_output=True, timeout=_CALL_SECONDS, check=False)
 
 
+@contextmanager
+def _mount_point(lock: int) -> Iterator[None]:
+    """Hold the mount point: the kernel drops every mount on a folder that is removed, in all mount namespaces.
+
+    The lock is on the parent folder itself, so that no file stays behind.
+    """
+    parent = os.open(_SHARED.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(parent, lock)
+        yield
+    finally:
+        os.close(parent)
+
+
 def _with_own_leases(lab: Lab, command: list[str]) -> list[str]:
     """Return *command* so that it sees a folder of the lab as /var/lib/cni: a bind mount that only it sees."""
     if not _SHARED.exists():
-        _SHARED.mkdir(parents=True)
+        _SHARED.mkdir(exist_ok=True)
         (lab.root / _MADE_SHARED).touch()
     own = str(lab.root / "var-lib-cni")
     script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
@@ -75,11 +93,11 @@ def _trouble(done: subprocess.CompletedProcess[bytes]) -> CniError:
     except CniError:
         said = (done.stderr or done.stdout).decode(errors="replace").strip()
         return CniError(Code.INTERNAL, f"the plugin failed with exit status {done.returncode}", said)
-    return PluginError(int(body.get("code", Code.INTERNAL)), str(body.get("msg")), str(body.get("details", "")))
+    return PluginError.from_json(body, TYPE)
 
 
 def forget_shared(lab: Lab) -> None:
     """Remove /var/lib/cni when it was made for this lab and nobody else began to use it."""
     if (lab.root / _MADE_SHARED).exists():
-        with suppress(OSError):
+        with _mount_point(fcntl.LOCK_EX), suppress(OSError):
             _SHARED.rmdir()
