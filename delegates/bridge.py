@@ -22,6 +22,7 @@ from multus_py.schemas import keys
 from multus_py.undo import Undo
 
 SCHEMA: Mapping[str, Any] = keys.load("bridge")
+OWNS_INTERFACE = True  # DEL removes the sandbox's interface and no other link
 _DEFAULT_ROUTE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 _VLAN_MAX = 4094  # IEEE 802.1Q: 0 and 4095 are reserved

@@ -21,6 +21,7 @@ from multus_py.schemas import keys
 from multus_py.undo import Undo
 
 SCHEMA: Mapping[str, Any] = keys.load("macvlan")
+OWNS_INTERFACE = True  # DEL removes the sandbox's interface and no other link
 _QUEUE_MAX = 0xFFFFFFFF
 
 

@@ -65,6 +65,17 @@ class Chain:
             raise gathered(f"network {attachment.name} ({attachment.ifname})", troubles)
         self.cache.drop(attachment, call.container_id)
 
+    def owns_interface(self, attachment: Attachment, call: Call) -> bool:
+        """Tell whether to the kernel DEL of this attachment is the removal of its interface and nothing else."""
+        members = [
+            (plugin["type"], self._call("DEL", attachment, plugin, call, None))
+            for plugin in attachment.conflist.plugins
+        ]
+        try:
+            return all(self.plugins.owns_interface(plugin_type, told) for plugin_type, told in members)
+        except CniError:
+            return False
+
     def status(self, attachment: Attachment, call: Call) -> None:
         """Ask every plugin whether it could serve an ADD now; the first that could not is told."""
         if versions.has("STATUS", attachment.conflist.version):

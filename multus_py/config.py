@@ -54,6 +54,8 @@ class MultusConfig:
     log_options: LogOptions = LogOptions()
     backend: str = "auto"
     node_name: str = ""
+    pod_resources_socket: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
+    device_info_dir: Path = Path("/var/run/k8s.cni.cncf.io/devinfo")
     api_deadline: float = 10.0
     exec_timeout: float = 120.0
     readiness_timeout: float = 45.0
@@ -99,6 +101,8 @@ def parse(body: Mapping[str, Any]) -> MultusConfig:
         ),
         backend=backend,
         node_name=fields.text("nodeName"),
+        pod_resources_socket=Path(fields.text("podResourcesSocket") or MultusConfig.pod_resources_socket),
+        device_info_dir=Path(fields.text("deviceInfoDir") or MultusConfig.device_info_dir),
         api_deadline=fields.seconds("apiDeadline", MultusConfig.api_deadline),
         exec_timeout=fields.seconds("execTimeout", MultusConfig.exec_timeout),
         readiness_timeout=fields.seconds("readinessTimeout", MultusConfig.readiness_timeout),

@@ -19,7 +19,7 @@ from typing import Any
 from multus_py.cni import conflist, names
 from multus_py.cni.errors import CniError, Code
 from multus_py.fields import Fields
-from multus_py.kube.store import PodRef
+from multus_py.kube.store import Device, PodRef
 from multus_py.plan import Attachment
 
 _DAMAGED = ".damaged"
@@ -27,7 +27,11 @@ _DAMAGED = ".damaged"
 
 @dataclass(frozen=True)
 class Entry:
-    """All that was planned for one sandbox. *network* is the name of our own config that the runtime called with."""
+    """All that was planned for one sandbox.
+
+    *network* is the name of our own config that the runtime called with; *boot* the kernel's id of the boot it was in,
+    after which no namespace of it can be left.
+    """
 
     network: str
     container_id: str
@@ -35,6 +39,7 @@ class Entry:
     netns: str
     attachments: tuple[Attachment, ...]
     pod: PodRef | None = None
+    boot: str = ""
 
 
 class Damaged(CniError):
@@ -79,9 +84,10 @@ class Page:
         self.path.with_name(self.path.name + _DAMAGED).write_bytes(self._text())
 
     def clear(self) -> None:
-        """Forget the sandbox: every delegate confirmed."""
+        """Forget the sandbox: every delegate confirmed. The file goes when the page is closed."""
+        # Not here: once its name is free another process has a page of its own under it, and the next unlink hits that.
+        os.ftruncate(self.descriptor, 0)
         self.path.with_name(self.path.name + _DAMAGED).unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
         self.entry, self.damaged = None, False
 
 
@@ -119,6 +125,14 @@ class Journal:
             return []
         pairs = [name.split("@", 1) for name in found if "@" in name]
         return [(container_id, ifname) for container_id, ifname in pairs]
+
+
+def boot() -> str:
+    """Return the id of this boot, "" where the kernel tells none (Documentation/admin-guide/sysctl/kernel.rst)."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _locked(path: Path, wait: bool) -> tuple[int, bool]:
@@ -174,6 +188,7 @@ def _to_json(entry: Entry) -> dict[str, Any]:
         "containerId": entry.container_id,
         "ifName": entry.ifname,
         "netns": entry.netns,
+        "boot": entry.boot,
         "pod": {"namespace": pod.namespace, "name": pod.name, "uid": pod.uid} if pod else None,
         "attachments": [_attachment_to_json(attachment) for attachment in entry.attachments],
     }
@@ -190,6 +205,16 @@ def _attachment_to_json(attachment: Attachment) -> dict[str, Any]:
         "args": [list(pair) for pair in attachment.args],
         "capabilities": dict(attachment.capabilities),
         "defaultRoute": None if attachment.default_route is None else [str(gw) for gw in attachment.default_route],
+        **({"device": _device_to_json(attachment.device)} if attachment.device else {}),
+    }
+
+
+def _device_to_json(device: Device) -> dict[str, Any]:
+    return {
+        "resource": device.resource,
+        "id": device.id,
+        "containers": list(device.containers),
+        "claims": list(device.claims),
     }
 
 
@@ -202,6 +227,7 @@ def _from_json(body: Mapping[str, Any]) -> Entry:
         container_id=names.container_id(body["containerId"]),
         ifname=names.interface(body["ifName"]),
         netns=body["netns"],
+        boot=body["boot"],
         pod=PodRef(pod["namespace"], pod["name"], pod["uid"]) if pod else None,
         attachments=tuple(_attachment_from_json(item) for item in body["attachments"]),
     )
@@ -216,4 +242,12 @@ def _attachment_from_json(body: Mapping[str, Any]) -> Attachment:
         args=tuple((key, value) for key, value in body["args"]),
         capabilities=body["capabilities"],
         default_route=Fields(body, "attachment").addresses("defaultRoute"),
+        device=_device_from_json(body["device"]) if "device" in body else None,
+    )
+
+
+def _device_from_json(body: Mapping[str, Any]) -> Device:
+    fields = Fields(body, "device")
+    return Device(
+        fields.text("resource"), fields.text("id"), fields.texts("containers") or (), fields.texts("claims") or ()
     )

@@ -2,6 +2,7 @@
 """Where log lines go: standard error and the log file that the config names, with multus-cni's levels and rotation."""
 
 import gzip
+import json
 import logging
 import logging.handlers
 import shutil
@@ -22,8 +23,24 @@ LEVELS = {
 _DAY = 86400
 
 
-def start(config: MultusConfig) -> None:
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time (seconds since the epoch), level, message, and the trace of an error."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        body = {"time": record.created, "level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            body["trace"] = self.formatException(record.exc_info)
+        return json.dumps(body)
+
+
+def start(config: MultusConfig, *, json_lines: bool = False) -> None:
     """Send this process's log lines where *config* says; a file that cannot be opened is said on standard error."""
+    lines = (
+        JsonLines()
+        if json_lines
+        else logging.Formatter("%(asctime)s [%(levelname)s] %(message)s", "%Y-%m-%dT%H:%M:%S%z")
+    )
     log = logging.getLogger("multus_py")
     log.setLevel(LEVELS.get(config.log_level.lower(), logging.WARNING))
     log.propagate = False
@@ -35,7 +52,7 @@ def start(config: MultusConfig) -> None:
         except OSError as cause:
             trouble = f"cannot open the log file {config.log_file}: {cause.strerror}"
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s [%(levelname)s] %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+        handler.setFormatter(lines)
     log.handlers = handlers
     if trouble:
         logging.lastResort.handle(log.makeRecord(log.name, logging.ERROR, "", 0, trouble, (), None))  # type: ignore[union-attr]

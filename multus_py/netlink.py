@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from multus_py import rtnetlink as wire
+from multus_py import vf
 from multus_py.cni.errors import CniError, Code
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -59,11 +60,12 @@ _ADVICE = {
 
 
 class NetlinkError(CniError):
-    """The kernel refused a deed; *errno* is its number."""
+    """The kernel refused a deed; *errno* is its number, *reason* that number in words and what the kernel said."""
 
-    def __init__(self, code: int, msg: str, details: str = "", number: int = 0) -> None:
+    def __init__(self, code: int, msg: str, details: str = "", number: int = 0, reason: str = "") -> None:
         super().__init__(code, msg, details)
         self.errno = number
+        self.reason = reason
 
     @classmethod
     def of(cls, deed: str, cause: OSError) -> "NetlinkError":
@@ -72,7 +74,7 @@ class NetlinkError(CniError):
         name = "EOPNOTSUPP" if number == errno.EOPNOTSUPP else errno.errorcode.get(number, str(number))
         said = cause.strerror if isinstance(cause, wire.Refused) else ""
         reason = f"{os.strerror(number)} ({name})" + (f": {said}" if said else "")
-        return cls(Code.INTERNAL, f"cannot {deed}: {reason}", _ADVICE.get(number, ""), number)
+        return cls(Code.INTERNAL, f"cannot {deed}: {reason}", _ADVICE.get(number, ""), number, reason)
 
 
 class NoNamespace(NetlinkError):
@@ -103,6 +105,7 @@ class Link:
     promiscuity: int = 0
     alias: str = ""
     altnames: tuple[str, ...] = ()
+    device: str = ""  # IFLA_PARENT_DEV_NAME: the device below it, for PCI its address (Linux 5.14)
     data: bytes = field(default=b"", repr=False)
     port: bytes = field(default=b"", repr=False)
 
@@ -567,6 +570,45 @@ class Netlink:
         told = self._dump("list neighbours", wire.GETNEIGH, body)
         return [_neighbour(part) for part in told if part[0] in _VERSION]
 
+    # --- devices and their virtual functions ---
+
+    def device(self, address: str) -> Link | None:
+        """Return the interface of the PCI device *address*, whatever its name is; None when it is not here."""
+        return next((link for link in self.links() if link.device == address), None)
+
+    def await_device(self, address: str, seconds: float) -> Link | None:
+        """Wait until the interface of a PCI device is here; None when *seconds* were not enough."""
+        found: list[Link] = []
+
+        def here() -> bool:
+            found[:] = [link for link in self.links() if link.device == address]
+            return bool(found)
+
+        self._socket.await_change(wire.GROUP_LINK, seconds, here)
+        return found[0] if found else None
+
+    def virtual_functions(self, physical: int) -> list[vf.VirtualFunction]:
+        """Return the virtual functions of a physical function's interface."""
+        try:
+            return vf.read(self._socket.get(wire.GETLINK, _wanted(physical) + vf.WITH_VFS))
+        except OSError as cause:
+            raise NetlinkError.of(f"list the virtual functions of interface {physical}", cause) from cause
+
+    def set_virtual_function(self, physical: int, number: int, attribute: str, value: Any) -> None:
+        """Change one of `vf.ATTRIBUTES` of the function *number*, *value* as `vf.VirtualFunction` holds it."""
+        body = _IFINFO.pack(0, 0, physical, 0, 0) + vf.change(number, attribute, value)
+        self._tell(f"set {attribute} {value} of VF {number} of interface {physical}", wire.SETLINK, body)
+
+    def add_altname(self, index: int, name: str) -> None:
+        """Give a link one more name; EEXIST when it is taken."""
+        body = _IFINFO.pack(0, 0, index, 0, 0) + wire.nested(52, wire.text(53, name))
+        self._tell(f"add alternative name {name}", wire.NEWLINKPROP, body, wire.CREATE | wire.EXCL)
+
+    def delete_altname(self, index: int, name: str) -> None:
+        """Take an alternative name off a link."""
+        body = _IFINFO.pack(0, 0, index, 0, 0) + wire.nested(52, wire.text(53, name))
+        self._tell(f"delete alternative name {name}", wire.DELLINKPROP, body)
+
     # --- asking ---
 
     def _tell(self, deed: str, kind: int, body: bytes, flags: int = 0) -> None:
@@ -676,6 +718,7 @@ def _link(body: bytes) -> Link:
         promiscuity=wire.unsigned(told.get(30)),
         alias=wire.string(told.get(20)),
         altnames=altnames,
+        device=wire.string(told.get(56)),
         data=info.get(2, b""),
         port=info.get(5, b""),
     )

@@ -6,21 +6,25 @@ Format: Kubernetes Network Custom Resource Definition De-facto Standard 1.3, sec
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from multus_py import device_info, devices
 from multus_py.cni.result import IP, Interface, Result
+from multus_py.kube.store import Device
 from multus_py.plan import Attachment
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5,19}\Z")
 
 
-def build(attachment: Attachment, result: Result, netns: str) -> list[dict[str, Any]]:
+def build(
+    attachment: Attachment, result: Result, netns: str, told: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """Return the statuses of one attachment: one for each interface that its result puts into the pod.
 
     Results come in every shape: without interfaces, with the host's end only, with a `sandbox` that is no path, with
     two interfaces in the pod. The interface that we asked for is always told of; an address that names no interface
-    of the pod belongs to it.
+    of the pod belongs to it. *told* is the device information that was found for the attachment.
     """
     own = _in_pod(result, attachment, netns)
     asked = next((n for n, interface in own.items() if interface.name == attachment.ifname), None)
@@ -30,8 +34,11 @@ def build(attachment: Attachment, result: Result, netns: str) -> list[dict[str, 
     elsewhere = {id(ip) for ips in placed.values() for ip in ips}
     rest = [ip for ip in result.ips if id(ip) not in elsewhere]
     main = own[asked] if asked is not None else Interface(attachment.ifname)
-    statuses = [_status(attachment, main, rest, result, main=True)]
-    return statuses + [_status(attachment, own[n], ips, result, main=False) for n, ips in placed.items()]
+    statuses = [_status(attachment, main, rest, result, main=True) | _device_info(told, main, attachment.device)]
+    return statuses + [
+        _status(attachment, own[n], ips, result, main=False) | _device_info(None, own[n], None)
+        for n, ips in placed.items()
+    ]
 
 
 def annotation(statuses: Iterable[dict[str, Any]]) -> str:
@@ -66,3 +73,11 @@ def _status(
         "dns": result.dns.to_json() if main else {},
         **({"gateway": gateways} if gateways else {}),
     }
+
+
+def _device_info(told: Mapping[str, Any] | None, interface: Interface, device: Device | None) -> dict[str, Any]:
+    """Return the key `device-info`, or nothing: what a file told, else the address in the result, else the device's."""
+    if told:
+        return {"device-info": dict(told)}
+    address = interface.pci_id or (device.id if device and devices.is_pci(device.id) else "")
+    return {"device-info": device_info.pci(address)} if address else {}

@@ -3,19 +3,29 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from multus_py import selection
+from multus_py import device_info, devices, selection
 from multus_py.cni import conflist
 from multus_py.cni.call import Call, json_object
 from multus_py.cni.conflist import Conflist
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Address
 from multus_py.config import MultusConfig, delegates_to_us
-from multus_py.kube.store import DEFAULT_NETWORK, NETWORKS, KubeStore, NotFound, Pod, PodRef
+from multus_py.kube.store import (
+    DEFAULT_NETWORK,
+    NETWORKS,
+    RESOURCE_NAME,
+    Device,
+    KubeStore,
+    NetworkDefinition,
+    NotFound,
+    Pod,
+    PodRef,
+)
 from multus_py.selection import Selection
 
 CONF_ENDINGS = (".conf", ".conflist", ".json")
@@ -30,7 +40,7 @@ class Attachment:
 
     *name* is how people know it: `<namespace>/<definition>`, or the config's own name when it came from a file.
     *capabilities* is what may become a plugin's runtimeConfig; *default_route* None: nothing said, (): keep what the
-    delegate sets, else one gateway per family.
+    delegate sets, else one gateway per family. *device* is the one that belongs to it; the config names it already.
     """
 
     name: str
@@ -40,6 +50,7 @@ class Attachment:
     args: tuple[tuple[str, str], ...] = ()
     capabilities: Mapping[str, Any] = field(default_factory=dict)
     default_route: tuple[Address, ...] | None = None
+    device: Device | None = None
 
 
 class NoNetwork(CniError):
@@ -59,25 +70,48 @@ def pod_ref(call: Call) -> PodRef | None:
     return PodRef(namespace or "default", name, call.arg("K8S_POD_UID")) if name else None
 
 
-def attachments(call: Call, config: MultusConfig, pod: Pod | None, store: KubeStore | None) -> tuple[Attachment, ...]:
-    """Return a sandbox's attachments in order: the default network, the other defaults, the pod's own."""
+def attachments(
+    call: Call,
+    config: MultusConfig,
+    pod: Pod | None,
+    store: KubeStore | None,
+    given: Sequence[devices.Source] | None = None,
+) -> tuple[Attachment, ...]:
+    """Return a sandbox's attachments in order: the default network, the other defaults, the pod's own.
+
+    *given* tells which devices the pod was given, and is asked when a network names a resource. None: nobody can be
+    asked (no pod, or no ADD), no network gets a device.
+    """
     sources = Sources(config, store)
     networks = list(_cluster_networks(sources, pod))
     networks += _selected(pod, sources)
     networks += _auxiliary(config)
-    decided = tuple(_attach(n, network, call, config, pod) for n, network in enumerate(networks))
+    wishes = [_wish(network) for network in networks]
+    chosen = [None] * len(wishes) if given is None else devices.assign(wishes, given)
+    decided = tuple(
+        _attach(n, network, call, config, pod, device=device)
+        for n, (network, device) in enumerate(zip(networks, chosen, strict=True))
+    )
     _refuse_clashes(decided)
     _refuse_rival_gateways(decided)
     return decided
 
 
+def one_more(conf: Conflist, choice: Selection, call: Call, config: MultusConfig, pod: Pod | None) -> Attachment:
+    """Return the attachment of one network that a running sandbox gets; *choice* names its interface."""
+    plugins = tuple(_with_cni_args(plugin, choice.cni_args) for plugin in conf.plugins)
+    name = f"{choice.namespace}/{choice.name}" if choice.namespace else conf.name
+    return _attach(1, Network(name, replace(conf, plugins=plugins), choice), call, config, pod)
+
+
 @dataclass(frozen=True)
 class Network:
-    """A network found: its config, its name for people, and what the pod asked of it."""
+    """A network found: its config, its name for people, what the pod asked of it, the resource that it is served by."""
 
     name: str
     conflist: Conflist
     selection: Selection | None = None
+    resource: str = ""
 
 
 def _cluster_networks(sources: "Sources", pod: Pod | None) -> Iterator[Network]:
@@ -155,8 +189,8 @@ class Sources:
                 f"allowed: {', '.join(sorted(allowed))} (globalNamespaces)",
             )
         found = self.definition(choice.namespace, choice.name)
-        conf = replace(found, plugins=tuple(_with_cni_args(plugin, choice.cni_args) for plugin in found.plugins))
-        return Network(f"{choice.namespace}/{choice.name}", conf, choice)
+        plugins = tuple(_with_cni_args(plugin, choice.cni_args) for plugin in found.conflist.plugins)
+        return replace(found, conflist=replace(found.conflist, plugins=plugins), selection=choice)
 
     def named(self, value: str, where: str) -> Network:
         """Return a network that our config names: a path, or a definition, or the name of a config in confDir."""
@@ -165,20 +199,25 @@ class Sources:
             return Network(found.name, found)
         namespace = self.config.multus_namespace
         try:
-            return Network(f"{namespace}/{value}", self.definition(namespace, value))
+            return self.definition(namespace, value)
         except NoNetwork as missing:
             if conf := self._in_conf_dir(value):
                 return Network(conf.name, conf)
             raise missing.while_(f"multus-py config: {where} {value!r}") from missing
 
-    def definition(self, namespace: str, name: str) -> Conflist:
-        """Return the config of a definition; one without `spec.config` stands in confDir under the same name."""
+    def definition(self, namespace: str, name: str) -> Network:
+        """Return the network of a definition; one without `spec.config` stands in confDir under the same name."""
         if self.store is None:
             raise NoNetwork(namespace, name, "there is no store", "set 'kubeconfig' or 'manifests'")
         try:
             definition = self.store.definition(namespace, name)
         except NotFound as missing:
             raise NoNetwork(namespace, name, missing.msg, missing.details) from missing
+        conf = self._conflist_of(definition)
+        return Network(f"{namespace}/{name}", conf, resource=definition.annotations.get(RESOURCE_NAME, "").strip())
+
+    def _conflist_of(self, definition: NetworkDefinition) -> Conflist:
+        namespace, name = definition.namespace, definition.name
         where = f"definition {namespace}/{name}: spec.config"
         if not definition.config.strip():
             if conf := self._in_conf_dir(name):
@@ -280,18 +319,48 @@ def _with_cni_args(plugin: Mapping[str, Any], cni_args: Mapping[str, Any] | None
     return {**plugin, "args": {**args, "cni": {**(cni if isinstance(cni, Mapping) else {}), **cni_args}}}
 
 
-def _attach(n: int, network: Network, call: Call, config: MultusConfig, pod: Pod | None) -> Attachment:
+def _wish(network: Network) -> devices.Wish | None:
+    """Return what device a network wants, None when it wants none; what the pod wrote goes before the definition."""
+    asked = network.selection or Selection("", "")
+    wish = devices.Wish(network.name, asked.resource or network.resource, asked.device_id, asked.container, asked.claim)
+    if wish.container and not wish.counted:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"network {network.name}: a device of container {wish.container} is asked for, and of no resource",
+            f"name a 'resourceName' or a 'claim' beside it, or annotate the definition with {RESOURCE_NAME}",
+        )
+    return wish if wish.counted or wish.id else None
+
+
+def _attach(
+    n: int, network: Network, call: Call, config: MultusConfig, pod: Pod | None, *, device: Device | None = None
+) -> Attachment:
     asked = network.selection
-    conf = network.conflist
+    conf = _with_device(network.conflist, device)
+    ifname = (asked.interface if asked else "") or (call.ifname if n == 0 else f"net{n}")
+    capabilities = _capabilities(n == 0, asked, config.runtime_config or {})
+    capabilities |= {"deviceID": device.id} if device else {}
+    if device or _declares(conf, device_info.CAPABILITY):
+        told = device_info.path(config.device_info_dir, network.name, call.container_id, ifname)
+        capabilities[device_info.CAPABILITY] = str(told)
     return Attachment(
         name=network.name,
         conflist=conf,
-        ifname=(asked.interface if asked else "") or (call.ifname if n == 0 else f"net{n}"),
+        ifname=ifname,
         primary=n == 0,
         args=_args(call, pod, asked, conf),
-        capabilities=_capabilities(n == 0, asked, config.runtime_config or {}),
+        capabilities=capabilities,
         default_route=asked.default_route if asked else None,
+        device=device,
     )
+
+
+def _with_device(conf: Conflist, device: Device | None) -> Conflist:
+    """Write the device into every plugin's config, under both names: some plugins read the one, some the other."""
+    if device is None:
+        return conf
+    named = {"deviceID": device.id, "pciBusID": device.id}
+    return replace(conf, plugins=tuple({**plugin, **named} for plugin in conf.plugins))
 
 
 def _args(call: Call, pod: Pod | None, asked: Selection | None, conf: Conflist) -> tuple[tuple[str, str], ...]:

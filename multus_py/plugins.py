@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a plugin's type to its doing: the native delegate in this process, or the executable on CNI_PATH."""
 
-import errno
 import importlib
 import json
-import os
 import signal
-import stat
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,11 +15,13 @@ from multus_py.cni.call import INPUT_LIMIT, Call, json_object
 from multus_py.cni.delegate import Delegate, Request
 from multus_py.cni.errors import CniError, Code, PluginError
 from multus_py.cni.result import Result
+from multus_py.executables import Children, Executables
 from multus_py.schemas.keys import unknown
 
 NATIVE = {
     "bridge": "multus_py.delegates.bridge",
     "macvlan": "multus_py.delegates.macvlan",
+    "sriov": "multus_py.delegates.sriov",
     "host-local": "multus_py.delegates.ipam.host_local",
     "static": "multus_py.delegates.ipam.static",
     "passthru": "multus_py.delegates.passthru",
@@ -31,8 +29,6 @@ NATIVE = {
 ENTRY_POINTS = "multus_py.delegates"
 # Set for whatever we execute: a chain that comes back to us is refused at the door.
 DEPTH = "MULTUS_PY_DEPTH"
-_BUSY_TRIES = 6
-_BUSY_PAUSE = 0.5  # seconds; "text file busy": the executable is being replaced
 _STDERR_KEPT = 2000  # characters of a plugin's stderr that go into an error
 
 
@@ -42,15 +38,35 @@ class Plugins:
 
     backend: str = "auto"
     timeout: float = 120.0
-    environment: Mapping[str, str] = field(default_factory=dict)
-    sleep: Callable[[float], None] = time.sleep
+    executables: Executables = field(default_factory=Children)
+    observed: Callable[[str, str, float, int], None] | None = None  # plugin, verb, seconds, error code or 0
 
     def run(self, plugin_type: str, call: Call) -> dict[str, Any] | None:
         """Run one plugin for *call*; return the result of ADD as the plugin said it, None for the other verbs."""
+        if self.observed is None:
+            return self._run(plugin_type, call)
+        started, code = time.monotonic(), 0
+        try:
+            return self._run(plugin_type, call)
+        except CniError as error:
+            code = error.code
+            raise
+        finally:
+            self.observed(plugin_type, call.verb, time.monotonic() - started, code)
+
+    def _run(self, plugin_type: str, call: Call) -> dict[str, Any] | None:
         chosen = self.choose(plugin_type, call)
         if isinstance(chosen, Path):
             return self._execute(plugin_type, chosen, call)
         return self._native(chosen, plugin_type, call)
+
+    def owns_interface(self, plugin_type: str, call: Call) -> bool:
+        """Tell whether DEL of this plugin only removes the sandbox's interface, natively, IPAM included."""
+        if not getattr(self.choose(plugin_type, call), "OWNS_INTERFACE", False):
+            return False
+        ipam = call.config.get("ipam")
+        ipam_type = ipam.get("type") if isinstance(ipam, Mapping) else None
+        return not ipam_type or not isinstance(self.choose(ipam_type, call), Path)
 
     def choose(self, plugin_type: str, call: Call) -> Delegate | Path:
         """Return the native delegate when it knows every key, else the executable; code 7 or 5 if there is neither."""
@@ -58,7 +74,7 @@ class Plugins:
         strange = unknown(call.config, delegate.SCHEMA) if delegate else []
         if delegate and not strange:
             return delegate
-        path = None if self.backend == "builtin" else _find(plugin_type, call.path)
+        path = None if self.backend == "builtin" else self.executables.find(plugin_type, call.path)
         if path:
             return path
         if delegate:
@@ -97,57 +113,24 @@ class Plugins:
         return None if body is None else results.read(body, call.version)
 
     def _execute(self, plugin_type: str, path: Path, call: Call) -> dict[str, Any] | None:
-        env = {key: value for key, value in self.environment.items() if not key.startswith("CNI_")}
-        env |= {**call.environment(), DEPTH: "1"}
-        process = self._start(path, env)
+        stdin = json.dumps(dict(call.config)).encode()
         try:
-            stdout, stderr = process.communicate(json.dumps(dict(call.config)).encode(), timeout=self.timeout)
-        except subprocess.TimeoutExpired as cause:
-            raise CniError(
-                Code.TRY_AGAIN,
-                f"plugin {plugin_type}: {call.verb} took longer than {self.timeout:g} s and was ended",
-                "raise 'execTimeout' if it is slow by nature",
-            ) from cause
-        finally:
-            _end(process)
-        said = stderr.decode(errors="replace").strip()[-_STDERR_KEPT:]
-        if process.returncode:
-            raise _failure(plugin_type, process.returncode, stdout, said)
+            ended = self.executables.run(path, {**call.environment(), DEPTH: "1"}, stdin, self.timeout)
+        except CniError as cause:
+            raise cause.while_(f"plugin {plugin_type}: {call.verb}") from cause
+        said = ended.stderr.decode(errors="replace").strip()[-_STDERR_KEPT:]
+        if ended.status:
+            raise _failure(plugin_type, ended.status, ended.stdout, said)
         if call.verb != "ADD":
             return None  # some plugins print what is no JSON here: nothing is asked of it
-        if len(stdout) > INPUT_LIMIT or not stdout.strip():
+        if len(ended.stdout) > INPUT_LIMIT or not ended.stdout.strip():
             raise CniError(Code.DECODE, f"plugin {plugin_type}: ADD gave no usable result", said)
         try:
-            body = json_object(stdout, "its result")
+            body = json_object(ended.stdout, "its result")
             results.read(body, call.version)  # what cannot be read must not get further
         except CniError as cause:
             raise cause.while_(f"plugin {plugin_type}") from cause
         return body if body.get("cniVersion") else {"cniVersion": call.version, **body}
-
-    def _start(self, path: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """Start the executable under the name it was found by: several systems choose their role by argv[0]."""
-        for tries_left in reversed(range(_BUSY_TRIES)):
-            try:
-                return subprocess.Popen(
-                    [str(path)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    env=dict(env),
-                    start_new_session=True,
-                )
-            except OSError as cause:
-                if cause.errno != errno.ETXTBSY or not tries_left:
-                    raise CniError(Code.IO, f"cannot execute {path}: {cause.strerror}") from cause
-            self.sleep(_BUSY_PAUSE)
-        raise AssertionError("the last try returns or raises")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the executable's whole session if it still runs, and collect it."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 def _failure(plugin_type: str, code: int, stdout: bytes, said: str) -> CniError:
@@ -166,16 +149,10 @@ def _failure(plugin_type: str, code: int, stdout: bytes, said: str) -> CniError:
     return PluginError(error.code, error.msg, "; ".join(filter(None, [error.details, said])))
 
 
-def _find(plugin_type: str, path: tuple[str, ...]) -> Path | None:
-    """Return the first regular file of that name on CNI_PATH, the link unresolved."""
-    for folder in path:
-        candidate = Path(folder) / plugin_type
-        try:
-            if stat.S_ISREG(candidate.stat().st_mode):
-                return candidate
-        except OSError:
-            continue
-    return None
+def preload() -> None:
+    """Import every native delegate of ours, for a process that will need them more than once."""
+    for module in NATIVE.values():
+        importlib.import_module(module)
 
 
 def _native_delegate(plugin_type: str) -> Delegate | None:

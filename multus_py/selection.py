@@ -22,9 +22,16 @@ _BYTES = re.compile(
 )
 
 
+# As the API server checks the names of extended resources: a domain, then a name.
+_RESOURCE = re.compile(r"[^/]+/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?\Z")
+
+
 @dataclass(frozen=True)
 class Selection:
-    """One network that a pod asks for, and what it asks of it. *default_route* None: nothing said; (): keep."""
+    """One network that a pod asks for, and what it asks of it. *default_route* None: nothing said; (): keep.
+
+    *resource*, *container* and *claim* (`<claim>` or `<claim>/<request>`) say which of the pod's devices it means.
+    """
 
     name: str
     namespace: str
@@ -38,6 +45,9 @@ class Selection:
     cni_args: Mapping[str, Any] | None = None
     default_route: tuple[Address, ...] | None = None
     ipam_claim: str = ""
+    resource: str = ""
+    container: str = ""
+    claim: str = ""
 
 
 class SelectionError(CniError):
@@ -162,6 +172,9 @@ class _Json:
                 cni_args=fields.table("cni-args") or None,
                 default_route=fields.addresses("default-route"),
                 ipam_claim=fields.text("ipam-claim-reference"),
+                resource=fields.text("resourceName"),
+                container=fields.text("container"),
+                claim=fields.text("claim"),
             )
         except FieldError as cause:
             raise wrong(cause.key, cause.msg) from cause
@@ -190,6 +203,17 @@ class _Json:
                 raise wrong("bandwidth", f"bandwidth {rate!r} must be a whole number of bits, it is {value!r}")
         if "/" in selection.device_id or ".." in selection.device_id:
             raise wrong("deviceID", f"{selection.device_id!r} is not a device id")
+        _validate_device_choice(selection, wrong)
+
+
+def _validate_device_choice(selection: Selection, wrong: Any) -> None:
+    if (resource := selection.resource) and not is_resource(resource):
+        raise wrong("resourceName", f"{resource!r} is not the name of a resource", 'such as "intel.com/sriov_a"')
+    if selection.container and not names.is_label(selection.container):
+        raise wrong("container", f"{selection.container!r} is not the name of a container", "a DNS label (RFC 1123)")
+    claim, slash, request = selection.claim.partition("/")
+    if selection.claim and not (names.is_subdomain(claim) and names.is_label(request) == bool(slash)):
+        raise wrong("claim", f"{selection.claim!r} is not a claim", 'such as "vf" or "vf/request-name"')
 
 
 def _validate_port_mapping(mapping: Mapping[str, Any], wrong: Any) -> None:
@@ -213,6 +237,11 @@ def is_ip(text: str) -> bool:
         return False
     # A netmask ("10.0.0.1/255.0.0.0") or a zone ("fe80::1%eth0") is not what a plugin reads.
     return "%" not in text and text.partition("/")[2].isdigit() == ("/" in text)
+
+
+def is_resource(text: str) -> bool:
+    """Tell whether *text* is the name of an extended resource, `<domain>/<name>`."""
+    return bool(_RESOURCE.match(text)) and names.is_subdomain(text.partition("/")[0])
 
 
 def is_hardware_address(text: str) -> bool:

@@ -3,19 +3,20 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from multus_py import gateway, netlink, network_status, plan, teardown
+from multus_py import device_info, devices, gateway, journal, netlink, network_status, plan, teardown
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Result
 from multus_py.journal import Entry, Page
 from multus_py.kube.store import NotFound, Pod, Unavailable
+from multus_py.kubelet import Kubelet
 from multus_py.node import Node
 from multus_py.plan import Attachment, NoNetwork
 
@@ -36,10 +37,11 @@ def add(call: Call, node: Node) -> dict[str, Any]:
         with node.journal.page(call.container_id, call.ifname) as page:
             if page.entry or page.damaged:  # an earlier try died half-way
                 teardown.sandbox(page, call, node)
-            attachments = plan.attachments(call, node.config, pod, node.store)
+            attachments = plan.attachments(call, node.config, pod, node.store, _devices(call, node, pod))
             _refuse_taken_names(call.netns, attachments)
+            ref = plan.pod_ref(call)
             page.write(
-                Entry(node.config.name, call.container_id, call.ifname, call.netns, attachments, plan.pod_ref(call))
+                Entry(node.config.name, call.container_id, call.ifname, call.netns, attachments, ref, journal.boot())
             )
             done = _attach(page, attachments, call, node, pod)
     except CniError as error:
@@ -65,7 +67,7 @@ def _attach(page: Page, attachments: Sequence[Attachment], call: Call, node: Nod
             statuses = [
                 status
                 for attachment, result in zip(attachments, done, strict=True)
-                for status in network_status.build(attachment, result, call.netns)
+                for status in network_status.build(attachment, result, call.netns, _told(attachment, node))
             ]
             node.store.publish_status(pod, network_status.annotation(statuses))
     except BaseException as error:
@@ -80,12 +82,30 @@ def _attach(page: Page, attachments: Sequence[Attachment], call: Call, node: Nod
 def _attach_one(attachment: Attachment, call: Call, node: Node) -> Result:
     started = node.monotonic()
     try:
+        _offer(attachment, node)
         body = node.chain.add(attachment, call)
     except CniError as error:
         raise error.while_(f"network {attachment.name} as {attachment.ifname}") from error
     took = (node.monotonic() - started) * 1000
     log.info("ADD %s %s as %s in %.1f ms", call.container_id, attachment.name, attachment.ifname, took)
     return results.read(body, attachment.conflist.version)
+
+
+def _offer(attachment: Attachment, node: Node) -> None:
+    """Hand on what the device plugin tells; what cannot be told is logged, for the interface matters more."""
+    try:
+        device_info.offer(attachment.capabilities, attachment.device, node.config.device_info_dir)
+    except CniError as error:
+        log.warning("network %s as %s: %s", attachment.name, attachment.ifname, error)
+
+
+def _told(attachment: Attachment, node: Node) -> dict[str, Any] | None:
+    """Return what is told of an attachment's device, for the pod; what cannot be read is logged."""
+    try:
+        return device_info.read(attachment.capabilities, node.config.device_info_dir)
+    except CniError as error:
+        log.warning("network %s as %s: %s", attachment.name, attachment.ifname, error)
+        return None
 
 
 def _settle(
@@ -215,6 +235,17 @@ def _pod(call: Call, node: Node) -> Pod | None:
     return pod
 
 
+def _devices(call: Call, node: Node, pod: Pod | None) -> Sequence[devices.Source] | None:
+    """Return who can tell which devices the pod was given: kubelet, then the claims; None when there is no pod."""
+    if pod is None or node.store is None:
+        return None
+    config = node.config
+    kubelet = Kubelet(config.pod_resources_socket, config.api_deadline, node.sleep, node.monotonic)
+    # The runtime knows a static pod by kubelet's uid, the API by another.
+    ref = replace(pod.ref, uid=call.arg("K8S_POD_UID") or pod.uid)
+    return partial(kubelet.devices, ref), partial(node.store.claimed, pod)
+
+
 def _refuse_own_namespace(call: Call) -> None:
     """Refuse a sandbox that is our own network namespace, unless CNI_NETNS_OVERRIDE allows it (libcni, code 8)."""
     try:
@@ -275,3 +306,12 @@ def _event(node: Node, pod: Pod | None, kind: Literal["Normal", "Warning"], reas
 def _added(attachment: Attachment, result: Result) -> str:
     addresses = " ".join(ip.address.with_prefixlen for ip in result.ips)
     return f"Add {attachment.ifname} [{addresses}] from {attachment.name}"
+
+
+STORIES: dict[str, Callable[[Call, Node], dict[str, Any] | None]] = {
+    "ADD": add,
+    "CHECK": check,
+    "DEL": delete,
+    "STATUS": status,
+    "GC": gc,
+}

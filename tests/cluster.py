@@ -8,9 +8,11 @@ import shutil
 import socket
 import subprocess
 import time
+import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,50 @@ class NoCluster(Exception):
     """There is no API server to be had here; the message is the reason for the skip."""
 
 
+@dataclass
+class Process:
+    """A server that logs into a file; it can be killed and started again."""
+
+    words: list[str]
+    log: Path
+    _running: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    def start(self) -> None:
+        """Start it; the log goes on."""
+        with self.log.open("ab") as log:
+            self._running = subprocess.Popen(self.words, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        """Kill it without a word, and wait until it is gone."""
+        if self._running:
+            self._running.kill()
+            self._running.wait()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it ended by itself."""
+        return self._running is not None and self._running.poll() is not None
+
+
+@dataclass(frozen=True)
+class Servers:
+    """The API server that we started, and the address of its etcd."""
+
+    api: Process
+    etcd: str
+    admin: Path
+
+    def restart(self) -> None:
+        """Start the API server again and wait until it answers."""
+        self.api.start()
+        _wait_until_ready(self.admin, self.api)
+
+    def compact(self) -> None:
+        """Have etcd forget every version but the newest (etcd's JSON gateway, v3)."""
+        newest = _post(f"{self.etcd}/v3/kv/range", {"key": b64encode(b"/").decode()})["header"]["revision"]
+        _post(f"{self.etcd}/v3/kv/compaction", {"revision": newest, "physical": True})
+
+
 @dataclass(frozen=True)
 class Cluster:
     """An API server with our custom resource installed and a namespace of our own."""
@@ -40,6 +86,7 @@ class Cluster:
     plugin: Path  # a kubeconfig that may do what the project asks for
     stranger: Path | None  # a kubeconfig that may do nothing; None on a cluster that we did not start
     namespace: str
+    servers: Servers | None  # None on a cluster that we did not start
 
     def kubectl(self, *words: str, manifest: Mapping[str, Any] | None = None) -> str:
         """Run kubectl as administrator in our namespace; return what it printed."""
@@ -68,9 +115,10 @@ def start(folder: Path, kubeconfig: str | None) -> Iterator[Cluster]:
     binary = _binary()
     with ExitStack() as stack:
         if binary and shutil.which("etcd") and shutil.which("openssl"):
-            admin, plugin, stranger = stack.enter_context(_servers(folder, binary))
+            servers, plugin, stranger = stack.enter_context(_servers(folder, binary))
+            admin = servers.admin
         elif kubeconfig:
-            admin, plugin, stranger = Path(kubeconfig), Path(kubeconfig), None
+            admin, plugin, stranger, servers = Path(kubeconfig), Path(kubeconfig), None, None
         else:
             raise NoCluster("no kube-apiserver in $REF_BIN or on PATH (with etcd and openssl), and no KUBECONFIG")
         namespace = f"mpt-{secrets.token_hex(4)}"
@@ -84,7 +132,7 @@ def start(folder: Path, kubeconfig: str | None) -> Iterator[Cluster]:
         )
         _kubectl(admin, "create", "namespace", namespace)
         stack.callback(_kubectl, admin, "delete", "namespace", namespace, "--wait=false")
-        yield Cluster(admin, plugin, stranger, namespace)
+        yield Cluster(admin, plugin, stranger, namespace, servers)
 
 
 def _binary() -> str | None:
@@ -93,7 +141,7 @@ def _binary() -> str | None:
 
 
 @contextmanager
-def _servers(folder: Path, binary: str) -> Iterator[tuple[Path, Path, Path]]:
+def _servers(folder: Path, binary: str) -> Iterator[tuple[Servers, Path, Path]]:
     client, peer, secure = _ports(3)
     etcd_url, api_url = f"http://127.0.0.1:{client}", f"https://127.0.0.1:{secure}"
     key, tokens = folder / "sa.key", folder / "tokens.csv"
@@ -110,11 +158,11 @@ def _servers(folder: Path, binary: str) -> Iterator[tuple[Path, Path, Path]]:
     api += ["--disable-admission-plugins=ServiceAccount", "--endpoint-reconciler-type=none"]
     with _process(folder, "etcd", etcd), _process(folder, "apiserver", api) as server:
         configs = [_kubeconfig(folder, api_url, user) for user in ("admin", "plugin", "stranger")]
-        _wait_until_ready(configs[0], server, folder / "apiserver.log")
+        _wait_until_ready(configs[0], server)
         role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "plugin"}}
         _kubectl(configs[0], "apply", "-f", "-", manifest={**role, "rules": RULES})
         _kubectl(configs[0], "create", "clusterrolebinding", "plugin", "--clusterrole=plugin", "--user=plugin")
-        yield configs[0], configs[1], configs[2]
+        yield Servers(server, etcd_url, configs[0]), configs[1], configs[2]
 
 
 def _kubeconfig(folder: Path, url: str, user: str) -> Path:
@@ -140,26 +188,30 @@ def kubeconfig_text(url: str, user: Mapping[str, Any], cluster: Mapping[str, Any
 
 
 @contextmanager
-def _process(folder: Path, name: str, words: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    with (folder / f"{name}.log").open("wb") as log, subprocess.Popen(words, stdout=log, stderr=log) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+def _process(folder: Path, name: str, words: list[str]) -> Iterator[Process]:
+    process = Process(words, folder / f"{name}.log")
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
-def _wait_until_ready(kubeconfig: Path, server: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_ready(kubeconfig: Path, server: Process) -> None:
     until = time.monotonic() + 120
-    while time.monotonic() < until:
-        if server.poll() is not None:
-            break
+    while time.monotonic() < until and not server.ended:
         try:
             _kubectl(kubeconfig, "get", "--raw", "/readyz")
         except RuntimeError:
             time.sleep(0.2)
         else:
             return
-    raise RuntimeError(f"the API server did not become ready: {log.read_text(errors='replace')[-2000:]}")
+    raise RuntimeError(f"the API server did not become ready: {server.log.read_text(errors='replace')[-2000:]}")
+
+
+def _post(url: str, body: Mapping[str, Any]) -> Any:
+    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=30) as answer:
+        return json.load(answer)
 
 
 def _ports(count: int) -> list[int]:

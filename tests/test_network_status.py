@@ -70,8 +70,8 @@ def ip(address, interface=None, gateway=None):
             [("eth0", ["10.4.0.1", "10.6.0.1"], None), ("ovn-udn1", ["10.5.0.1"], None)],
         ),
         (  # a host bridge of the same name as the pod's interface
-            {"interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:09"}, {"name": "v"}, {"name": "eth0", "sandbox": NETNS}],
-             "ips": [ip("10.8.0.1/24", 2)]},
+            {"interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:09"}, {"name": "eth0", "sandbox": NETNS}],
+             "ips": [ip("10.8.0.1/24", 1)]},
             [("eth0", ["10.8.0.1"], None)],
         ),
         ({}, [("eth0", [], None)]),  # an interface without addresses is still an interface

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multus_py.cni import names, versions
 from multus_py.cni import result as results
-from multus_py.cni import versions
 from multus_py.cni.call import Call
 from multus_py.cni.delegate import Request
 from multus_py.cni.errors import CniError, Code
@@ -53,7 +53,7 @@ def parse(call: Call) -> Config:
         )
     ranges.refuse_overlap(sets)
     return Config(
-        network=str(call.config.get("name", "")),
+        network=names.network(call.config.get("name"), "host-local: name"),
         data_dir=fields.text("dataDir"),
         sets=sets,
         wanted=_wanted(call),
@@ -90,7 +90,7 @@ def delete(request: Request) -> None:
     A config that ADD refused is good enough: only its name and `dataDir` are needed.
     """
     call = request.call
-    data_dir, network = _ipam(call).text("dataDir"), str(call.config.get("name", ""))
+    data_dir, network = _ipam(call).text("dataDir"), names.network(call.config.get("name"), "host-local: name")
     if not pool.exists(data_dir, network):
         return
     hints, enough = _hints(call)

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import ipaddress
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ DATA_DIR = "/var/lib/cni/networks"
 _LAST = "last_reserved_ip."
 _NEW = ".reserving"  # what is being written: no address, so the executable takes it for nothing
 _NOT_ADDRESSES = (".", _LAST, "lock")
+_IN_THE_WAY = "nobody\n"  # who has an address under whose name no regular file lies: no owner reads like this
 _OWNER_MAX = 4096  # bytes: a container id and an interface have far less
 
 
@@ -77,19 +79,21 @@ class Pool:
         return True
 
     def _read(self, name: str) -> str:
+        """Return who is written in a file; "" when it is missing or empty."""
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            file = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._folder)
+            file = os.open(name, flags, dir_fd=self._folder)
         except FileNotFoundError:
             return ""
         except OSError as cause:
-            # Somebody put a link or another thing there: it is in the way, and nobody's.
             if cause.errno in (errno.ELOOP, errno.ENXIO):
-                return name
+                return _IN_THE_WAY
             raise
         try:
-            return os.read(file, _OWNER_MAX).decode(errors="replace").strip()
+            text = os.read(file, _OWNER_MAX).decode(errors="replace").strip()
+            return text or ("" if stat.S_ISREG(os.fstat(file).st_mode) else _IN_THE_WAY)
         except IsADirectoryError:
-            return name
+            return _IN_THE_WAY
         finally:
             os.close(file)
 

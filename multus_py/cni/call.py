@@ -19,6 +19,7 @@ _NEEDS = {
     "STATUS": ("CNI_PATH",),
     "VERSION": (),
 }
+VERBS = tuple(_NEEDS)
 INPUT_LIMIT = 16 * 1024 * 1024  # bytes of config or reply that we are ready to read
 
 

@@ -23,7 +23,11 @@ class Request:
 
 
 class Delegate(Protocol):
-    """A native delegate: a module with these names."""
+    """A native delegate: a module with these names.
+
+    A module may also have `OWNS_INTERFACE = True`: to the kernel its DEL does nothing but remove the sandbox's
+    interface, so that a pod's interfaces may be removed all at once before (the kernel then waits once, not for each).
+    """
 
     SCHEMA: Mapping[str, Any]  # JSON Schema of the config: every key that is known, `additionalProperties` false
 

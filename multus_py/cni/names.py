@@ -54,12 +54,12 @@ def interface_trouble(text: str) -> str:
     """Say what keeps *text* from being an interface name; "" when nothing does (libcni's rules)."""
     if not text:
         return "an interface name cannot be empty"
-    if len(text.encode(errors="surrogateescape")) > IFNAME_MAX:
+    if any(sign in "/:" or sign.isspace() or not sign.isprintable() for sign in text):
+        return f"an interface name has no '/', ':', blank or control character, {text!r} has"
+    if len(text.encode()) > IFNAME_MAX:
         return f"an interface name has at most {IFNAME_MAX} bytes, {text!r} has more"
     if text in (".", ".."):
         return f"{text!r} cannot be an interface name"
-    if any(sign in "/:" or sign.isspace() or not sign.isprintable() for sign in text):
-        return f"an interface name has no '/', ':', blank or control character, {text!r} has"
     return ""
 
 

@@ -39,10 +39,15 @@ def answer(handle: Handler, env: Mapping[str, str], stdin: bytes) -> tuple[dict[
             return version_reply(call), 0
         return handle(call), 0
     except CniError as error:
-        return error.to_json(_version_of(stdin)), 1
+        return error.to_json(version_of(stdin)), 1
     except Exception as error:  # noqa: BLE001  the boundary: whatever it is, the runtime gets an error that it can read
-        sys.stderr.write(traceback.format_exc())
-        return unforeseen(error).to_json(_version_of(stdin)), 1
+        log_unforeseen(error)
+        return unforeseen(error).to_json(version_of(stdin)), 1
+
+
+def log_unforeseen(error: Exception) -> None:
+    """Write the trace of an error that nobody expected to standard error."""
+    sys.stderr.write("".join(traceback.format_exception(error)))
 
 
 def unforeseen(error: Exception) -> CniError:
@@ -59,7 +64,7 @@ def version_reply(call: Call) -> dict[str, Any]:
     }
 
 
-def _version_of(stdin: bytes) -> str:
+def version_of(stdin: bytes) -> str:
     """Return the version to write an error in, from a standard input that may be anything."""
     try:
         said = calls.json_object(stdin).get("cniVersion")

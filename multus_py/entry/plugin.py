@@ -45,22 +45,25 @@ def handle(call: Call, env: Mapping[str, str]) -> dict[str, Any] | None:
     logs.start(settings)
     call = replace(call, path=(settings.bin_dir, *call.path))
     node = assemble(settings, env)
-    story = {"ADD": verbs.add, "CHECK": verbs.check, "DEL": verbs.delete, "STATUS": verbs.status, "GC": verbs.gc}
-    return story[call.verb](call, node)
+    return verbs.STORIES[call.verb](call, node)
 
 
 def assemble(settings: "MultusConfig", env: Mapping[str, str]) -> "Node":
     """Return the node of this process: stores and folders as *settings* name them."""
     from multus_py.chain import Chain
+    from multus_py.executables import Children
     from multus_py.journal import Journal
     from multus_py.node import Node
     from multus_py.plugins import Plugins
     from multus_py.result_cache import ResultCache
 
+    children = Children({key: value for key, value in env.items() if not key.startswith("CNI_")})
     return Node(
         config=settings,
         store=_store(settings),
-        chain=Chain(Plugins(settings.backend, settings.exec_timeout, env), ResultCache(settings.cni_dir / "results")),
+        chain=Chain(
+            Plugins(settings.backend, settings.exec_timeout, children), ResultCache(settings.cni_dir / "results")
+        ),
         journal=Journal(settings.cni_dir / "attachments"),
         sleep=time.sleep,
         monotonic=time.monotonic,

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from multus_py.cni import names
 from multus_py.cni.errors import CniError, Code
 from multus_py.kube.notes import Event, Notes
-from multus_py.kube.store import NETWORK_STATUS, NetworkDefinition, NotFound, Pod, PodRef
+from multus_py.kube.store import NETWORK_STATUS, Device, NetworkDefinition, NotFound, Pod, PodRef
 
 SUFFIXES = (".yaml", ".yml", ".json")
 SIZE_LIMIT = 16 * 1024 * 1024  # bytes of one manifest that we are ready to read
@@ -132,6 +132,10 @@ class Manifests:
             if first is not found:
                 told.append(f"{found.place}: {_label(found)} is also at {first.place}")
         return told
+
+    def claimed(self, pod: Pod) -> tuple[Device, ...]:  # noqa: ARG002  the seam's shape
+        """Return nothing: in a folder nobody allocates claims."""
+        return ()
 
     def publish_status(self, pod: Pod, text: str) -> None:
         """Keep the network-status of *pod*; `NotFound` when its manifest is gone or has another uid."""

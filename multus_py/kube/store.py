@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from multus_py.cni.errors import CniError, Code
 
@@ -37,15 +37,32 @@ class PodRef:
         return f"{self.namespace}/{self.name}"
 
 
-@dataclass(frozen=True)
+class Claim(NamedTuple):
+    """A resource claim of a pod: *name* is the pod's own word for it, *claim* the ResourceClaim (resource.k8s.io)."""
+
+    name: str
+    claim: str
+
+
+@dataclass(frozen=True, slots=True)
 class Pod:
-    """What we need to know of a pod."""
+    """What we need to know of a pod.
+
+    *containers* are the regular ones, then the init ones; *claims* those whose ResourceClaim is known already.
+    *deleted*: it was told to end. *version* tells which of two readings is newer (metadata.resourceVersion), 0 unknown.
+    """
 
     namespace: str
     name: str
     uid: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
     node: str = ""
+    phase: str = ""
+    deleted: bool = False
+    host_network: bool = False
+    containers: tuple[str, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    version: int = field(default=0, compare=False)
 
     @property
     def ref(self) -> PodRef:
@@ -58,14 +75,32 @@ class Pod:
         return self.annotations.get(CONFIG_SOURCE, "api") != "api"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NetworkDefinition:
-    """A NetworkAttachmentDefinition: *config* is `spec.config`, JSON text, "" when it is empty or absent."""
+    """A NetworkAttachmentDefinition: *config* is `spec.config`, JSON text, "" when it is empty or absent.
+
+    *version* tells which of two readings is newer (metadata.resourceVersion), 0 unknown.
+    """
 
     namespace: str
     name: str
     config: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
+    version: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that a pod was given: *id* is the word of who gave it (of SR-IOV a PCI address), *resource* its kind.
+
+    *containers* are those that hold it. *claims* are the words by which the pod may name the claim that it came with
+    (resource.k8s.io): none when a device plugin gave it.
+    """
+
+    resource: str
+    id: str
+    containers: tuple[str, ...] = ()
+    claims: tuple[str, ...] = ()
 
 
 class KubeStore(Protocol):
@@ -77,6 +112,12 @@ class KubeStore(Protocol):
     def definition(self, namespace: str, name: str) -> NetworkDefinition:
         """Return the definition; `NotFound` when there is none."""
 
+    def claimed(self, pod: Pod) -> tuple[Device, ...]:
+        """Return the devices that the pod's ResourceClaims were allocated; none where nobody allocates claims.
+
+        Asked only when a network names a resource and kubelet's device plugins did not give enough of it.
+        """
+
     def publish_status(self, pod: Pod, text: str) -> None:
         """Write the network-status annotation, whole; `NotFound` when the pod went away or has another uid now."""
 
@@ -85,3 +126,10 @@ class KubeStore(Protocol):
 
     def forget(self, ref: PodRef) -> None:
         """The sandbox of this pod is gone: drop what this store itself keeps of it. Never fails on an unknown pod."""
+
+
+class NodeStore(KubeStore, Protocol):
+    """A store that also knows its node: what a process that lives long needs."""
+
+    def pods_here(self) -> list[Pod]:
+        """Return the pods that are bound to this node, all pods when the store was told no node."""

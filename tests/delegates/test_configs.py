@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configs of every kind, most of them wrong: a parser returns a record or raises CniError, and schemas know the same keys."""
+"""Configs of every kind, most of them wrong: a parser returns a record or raises CniError; schemas know the keys."""
 
 from typing import Any
 
@@ -16,9 +16,28 @@ from multus_py.schemas.keys import load, unknown
 
 DELEGATES: dict[str, Any] = {"bridge": bridge, "macvlan": macvlan, "host-local": host_local, "static": static}
 WORDS = st.sampled_from(
-    ["", "eth0", "10.0.0.1", "10.0.0.0/24", "10.0.0.0/31", "fd00::/64", "::ffff:10.0.0.1/120", "fd00::1", "bridge", "0.0.0.0/0",
-     "02:00:00:00:00:01", "02-00-00-00-00-01", "host-local", "no\0", "\ud800", "1/2/3", "a" * 99, "10.0.0.0/33", "::/0"]
-)  # fmt: skip
+    [
+        "",
+        "eth0",
+        "10.0.0.1",
+        "10.0.0.0/24",
+        "10.0.0.0/31",
+        "fd00::/64",
+        "::ffff:10.0.0.1/120",
+        "fd00::1",
+        "bridge",
+        "0.0.0.0/0",
+        "02:00:00:00:00:01",
+        "02-00-00-00-00-01",
+        "host-local",
+        "no\0",
+        "\ud800",
+        "1/2/3",
+        "a" * 99,
+        "10.0.0.0/33",
+        "::/0",
+    ]
+)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | WORDS | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS | st.text(max_size=6), inner, max_size=3),
@@ -43,8 +62,26 @@ IPAM = st.fixed_dictionaries(
 ASKED = st.fixed_dictionaries(
     {}, optional={"ips": st.lists(WORDS, max_size=2) | VALUES, "mac": WORDS | VALUES, "ipRanges": VALUES}
 )
-KEYS = ("bridge", "isGateway", "isDefaultGateway", "forceAddress", "mtu", "hairpinMode", "promiscMode", "vlan", "vlanTrunk",
-        "master", "mode", "mac", "bcqueuelen", "linkInContainer", "portIsolation", "enabledad", "dns", "prevResult")  # fmt: skip
+KEYS = (
+    "bridge",
+    "isGateway",
+    "isDefaultGateway",
+    "forceAddress",
+    "mtu",
+    "hairpinMode",
+    "promiscMode",
+    "vlan",
+    "vlanTrunk",
+    "master",
+    "mode",
+    "mac",
+    "bcqueuelen",
+    "linkInContainer",
+    "portIsolation",
+    "enabledad",
+    "dns",
+    "prevResult",
+)
 CONFIG = st.fixed_dictionaries(
     {"cniVersion": st.sampled_from(["0.1.0", "0.2.0", "0.4.0", "1.1.0"]), "name": st.just("net")},
     optional={

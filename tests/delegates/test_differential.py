@@ -86,6 +86,8 @@ def uplink(kernel: netlink.Netlink) -> None:
 def same_name(kernel: netlink.Netlink) -> None:
     """Use up the pod's interface name on the host."""
     kernel.create_veth("net1", "mptother")
+    kernel.set_link(kernel.link("mptother").index, up=True)
+    kernel.await_running("net1", 2)
 
 
 def br(name: str, ipam: dict[str, Any] | None = None, **more: Any) -> Case:
@@ -122,7 +124,11 @@ CASES = [
     br("gateway, two pods", BOTH, isGateway=True, _pods=2),
     br("default gateway", POOL, isDefaultGateway=True),
     br("default gateway for both", BOTH, isDefaultGateway=True),
-    br("default gateway, with its route", {**POOL, "routes": [{"dst": "0.0.0.0/0", "gw": "10.9.0.1"}]}, isDefaultGateway=True),
+    br(
+        "default gateway, with its route",
+        {**POOL, "routes": [{"dst": "0.0.0.0/0", "gw": "10.9.0.1"}]},
+        isDefaultGateway=True,
+    ),
     br("routes", {**POOL, "routes": ROUTES}),
     br("default route from ipam", {**POOL, "routes": [{"dst": "0.0.0.0/0"}]}, isGateway=True),
     br("routes of both families", {**BOTH, "routes": [{"dst": "192.168.0.0/16"}, {"dst": "fd99::/48"}]}),
@@ -141,9 +147,18 @@ CASES = [
     br("mac from args.cni", args={"cni": {"mac": "02:00:00:00:00:12"}}, _args="MAC=02:00:00:00:00:11;IgnoreUnknown=1"),
     br("mac from the runtime", runtimeConfig={"mac": "02:00:00:00:00:13"}, args={"cni": {"mac": "02:00:00:00:00:12"}}),
     br("mac of nobody", runtimeConfig={"mac": "nonsense"}, _fails=True),
-    br("dns of the config", POOL, dns={"nameservers": ["10.0.0.53"], "search": ["a.b"], "domain": "c", "options": ["x"]}),
-    br("dns of ipam", {"type": "static", "addresses": [{"address": "10.9.0.5/24"}], "dns": {"nameservers": ["10.0.0.54"]}},
-       _differs={"dns": "1.1.1 drops what IPAM says, later releases return it unless the config has its own; so do we"}),
+    br(
+        "dns of the config",
+        POOL,
+        dns={"nameservers": ["10.0.0.53"], "search": ["a.b"], "domain": "c", "options": ["x"]},
+    ),
+    br(
+        "dns of ipam",
+        {"type": "static", "addresses": [{"address": "10.9.0.5/24"}], "dns": {"nameservers": ["10.0.0.54"]}},
+        _differs={
+            "dns": "1.1.1 drops what IPAM says, later releases return it unless the config has its own; so do we"
+        },
+    ),
     br("no address", {"type": "static"}, _fails=True),
     br("spec 0.4.0", BOTH, isDefaultGateway=True, _version="0.4.0"),
     br("spec 0.3.1", BOTH, _version="0.3.1"),
@@ -156,7 +171,12 @@ CASES = [
     mv("mode of nobody", mode="nonsense", _fails=True),
     mv("default master", master=""),
     mv("no such master", master="mptnone", _fails=True),
-    mv("no master at all", master="", _before=(lambda kernel: kernel.delete_route(kernel.default_routes(4)[0]),), _fails=True),
+    mv(
+        "no master at all",
+        master="",
+        _before=(lambda kernel: kernel.delete_route(kernel.default_routes(4)[0]),),
+        _fails=True,
+    ),
     mv("mtu", mtu=1300),
     mv("mtu of the master", mtu=1450),
     mv("mtu too large", mtu=1451, _fails=True),
@@ -171,19 +191,52 @@ CASES = [
     mv("dns of ipam is dropped", {"type": "static", "addresses": [{"address": "10.9.0.5/24"}], "dns": {"domain": "c"}}),
     mv("spec 0.4.0", BOTH, _version="0.4.0"),
     mv("spec 0.2.0", POOL, _version="0.2.0"),
-    br("flat range", {"type": "host-local", "subnet": "10.9.0.0/24", "rangeStart": "10.9.0.20", "rangeEnd": "10.9.0.29"}),
+    br(
+        "flat range",
+        {"type": "host-local", "subnet": "10.9.0.0/24", "rangeStart": "10.9.0.20", "rangeEnd": "10.9.0.29"},
+    ),
     br("flat gateway", {"type": "host-local", "subnet": "10.9.0.0/24", "gateway": "10.9.0.254"}, isDefaultGateway=True),
-    br("two ranges in a set", {"type": "host-local", "ranges": [
-        [{"subnet": "10.9.0.0/24", "rangeStart": "10.9.0.9", "rangeEnd": "10.9.0.9"}, {"subnet": "10.10.0.0/24"}]]}, _pods=3),
-    br("two sets of a family", {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "10.10.0.0/24"}]]}),
+    br(
+        "two ranges in a set",
+        {
+            "type": "host-local",
+            "ranges": [
+                [
+                    {"subnet": "10.9.0.0/24", "rangeStart": "10.9.0.9", "rangeEnd": "10.9.0.9"},
+                    {"subnet": "10.10.0.0/24"},
+                ]
+            ],
+        },
+        _pods=3,
+    ),
+    br(
+        "two sets of a family",
+        {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "10.10.0.0/24"}]]},
+    ),
     br("full", {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/30"}]]}, _pods=2, _fails=True),
     br("subnet too small", {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/31"}]]}, _fails=True),
     br("subnet with host bits", {"type": "host-local", "ranges": [[{"subnet": "10.9.0.1/24"}]]}, _fails=True),
-    br("start outside", {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/24", "rangeStart": "10.8.0.1"}]]}, _fails=True),
-    br("mixed families", {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/24"}, {"subnet": "fd09::/64"}]]}, _fails=True),
-    br("sets overlap", {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "10.9.0.0/16"}]]}, _fails=True),
-    br("two of a family in 0.2.0", {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "10.10.0.0/24"}]]},
-       _version="0.2.0", _fails=True),
+    br(
+        "start outside",
+        {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/24", "rangeStart": "10.8.0.1"}]]},
+        _fails=True,
+    ),
+    br(
+        "mixed families",
+        {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/24"}, {"subnet": "fd09::/64"}]]},
+        _fails=True,
+    ),
+    br(
+        "sets overlap",
+        {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "10.9.0.0/16"}]]},
+        _fails=True,
+    ),
+    br(
+        "two of a family in 0.2.0",
+        {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "10.10.0.0/24"}]]},
+        _version="0.2.0",
+        _fails=True,
+    ),
     br("no ranges", {"type": "host-local"}, _fails=True),
     br("address by CNI_ARGS", POOL, _args="IgnoreUnknown=1;IP=10.9.0.40"),
     br("address list by CNI_ARGS", POOL, _args="IgnoreUnknown=1;IP=10.9.0.40,10.9.0.41", _fails=True),
@@ -193,16 +246,32 @@ CASES = [
     br("gateway's address wanted", POOL, runtimeConfig={"ips": ["10.9.0.1"]}, _fails=True),
     br("wanted address is taken", POOL, runtimeConfig={"ips": ["10.9.0.42"]}, _pods=2, _fails=True),
     br("ranges by the runtime", POOL, runtimeConfig={"ipRanges": [[{"subnet": "10.44.0.0/24"}]]}),
-    br("static", {"type": "static", "addresses": [{"address": "10.9.0.5/24", "gateway": "10.9.0.1"}, {"address": "fd09::5/64"}],
-                  "routes": [{"dst": "0.0.0.0/0"}]}),
-    br("static by CNI_ARGS", {"type": "static", "addresses": [{"address": "10.9.0.5/24"}], "routes": [{"dst": "0.0.0.0/0"}]},
-       _args="IgnoreUnknown=1;IP=10.10.0.6/24,10.11.0.6/24;GATEWAY=10.10.0.1,10.9.0.1"),
-    br("static by args.cni", {"type": "static", "addresses": [{"address": "10.9.0.5/24"}]},
-       args={"cni": {"ips": ["10.10.0.7/24"]}}),
-    br("static by the runtime", {"type": "static", "addresses": [{"address": "10.9.0.5/24", "gateway": "10.9.0.1"}]},
-       runtimeConfig={"ips": ["10.10.0.8/24"]}, args={"cni": {"ips": ["10.10.0.7/24"]}}),
+    br(
+        "static",
+        {
+            "type": "static",
+            "addresses": [{"address": "10.9.0.5/24", "gateway": "10.9.0.1"}, {"address": "fd09::5/64"}],
+            "routes": [{"dst": "0.0.0.0/0"}],
+        },
+    ),
+    br(
+        "static by CNI_ARGS",
+        {"type": "static", "addresses": [{"address": "10.9.0.5/24"}], "routes": [{"dst": "0.0.0.0/0"}]},
+        _args="IgnoreUnknown=1;IP=10.10.0.6/24,10.11.0.6/24;GATEWAY=10.10.0.1,10.9.0.1",
+    ),
+    br(
+        "static by args.cni",
+        {"type": "static", "addresses": [{"address": "10.9.0.5/24"}]},
+        args={"cni": {"ips": ["10.10.0.7/24"]}},
+    ),
+    br(
+        "static by the runtime",
+        {"type": "static", "addresses": [{"address": "10.9.0.5/24", "gateway": "10.9.0.1"}]},
+        runtimeConfig={"ips": ["10.10.0.8/24"]},
+        args={"cni": {"ips": ["10.10.0.7/24"]}},
+    ),
     br("static without prefix", {"type": "static", "addresses": [{"address": "10.9.0.5"}]}, _fails=True),
-]  # fmt: skip
+]
 
 # What differs on purpose, everywhere, and why. Beside it: the length of the transmit queue is not looked at (1.1.1 asks
 # for 0, later releases leave it to the kernel, and so do we).

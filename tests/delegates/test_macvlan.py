@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the macvlan delegate promises beyond the reference plugin that is at hand: newer keys, taking back, CHECK, DEL."""
+"""What the macvlan delegate promises beyond the reference plugin at hand: newer keys, taking back, CHECK, DEL."""
 
 import ipaddress
 from collections.abc import Iterator

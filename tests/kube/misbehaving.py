@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import SimpleQueue
 from typing import Any
 
 
@@ -31,6 +32,9 @@ class Handler(BaseHTTPRequestHandler):
         """Note the request and run the next step; the last one is repeated."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         script = self.server.script
+        if script.over.is_set():  # a connection that is left from before
+            self.close_connection = True
+            return
         script.seen.append((self.command, self.path, self.headers.get("Authorization", ""), json.loads(body or "null")))
         step = script.steps[min(len(script.seen), len(script.steps)) - 1]
         step(self)
@@ -64,9 +68,9 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def playing(*steps: Step) -> Iterator[Script]:
-    """Play the steps on a port of loopback."""
-    server = Server(("127.0.0.1", 0), Handler)
+def playing(*steps: Step, port: int = 0) -> Iterator[Script]:
+    """Play the steps on a port of loopback, a free one unless it is given."""
+    server = Server(("127.0.0.1", port), Handler)
     server.script = script = Script(list(steps), url=f"http://127.0.0.1:{server.server_address[1]}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -118,3 +122,80 @@ def reset(handler: Handler) -> None:
     handler.connection.shutdown(socket.SHUT_RD)
     handler.connection.close()
     handler.close_connection = True
+
+
+def hold(handler: Handler) -> None:
+    """Say nothing more, and keep the connection."""
+    handler.server.script.over.wait(60)
+    handler.close_connection = True
+
+
+def end(handler: Handler) -> None:
+    """Come to the regular end of a stream."""
+    handler.wfile.write(b"0\r\n\r\n")
+
+
+def break_off(handler: Handler) -> None:
+    """Close the connection in the middle of a chunk."""
+    handler.wfile.write(b"5\r\n{")
+    handler.close_connection = True
+
+
+def streamed(*lines: object, then: Step = hold) -> Step:
+    """Answer a watch: each line is a chunk (an object becomes JSON, bytes stay as they are), then what comes last."""
+
+    def step(handler: Handler) -> None:
+        begin(handler)
+        for line in lines:
+            chunk(handler, line)
+        then(handler)
+
+    return step
+
+
+def fed(lines: "SimpleQueue[object]") -> Step:
+    """Answer a watch with what is put into the queue, at the time when it is put; a step in it comes last."""
+
+    def step(handler: Handler) -> None:
+        begin(handler)
+        while not callable(line := lines.get()):
+            chunk(handler, line)
+        line(handler)
+
+    return step
+
+
+def begin(handler: Handler) -> None:
+    """Send the headers of a stream."""
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+
+
+def chunk(handler: Handler, line: object) -> None:
+    """Send one chunk (RFC 9112, 7.1)."""
+    raw = line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n"
+    handler.wfile.write(b"%x\r\n%b\r\n" % (len(raw), raw))
+
+
+def routed(**routes: list[Step]) -> Step:
+    """Answer by what is asked: pods, watch_pods, definitions, watch_definitions, other; the last step is repeated."""
+    lock = threading.Lock()
+    empty = reply(200, {"metadata": {"resourceVersion": "1"}, "items": []})
+    plan = {"pods": [empty], "definitions": [empty], "watch_pods": [streamed()], "watch_definitions": [streamed()]}
+    plan |= {"other": [reply(404, {})], **routes}
+
+    def step(handler: Handler) -> None:
+        steps = plan[route(handler.path)]
+        with lock:
+            now = steps.pop(0) if len(steps) > 1 else steps[0]
+        now(handler)
+
+    return step
+
+
+def route(path: str) -> str:
+    """Return which list of `routed` answers a request for *path*."""
+    bare, _, query = path.partition("?")
+    kind = {"/api/v1/pods": "pods", "/apis/k8s.cni.cncf.io/v1/network-attachment-definitions": "definitions"}.get(bare)
+    return (f"watch_{kind}" if "watch=true" in query else kind) if kind else "other"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every store promises, asked of a folder of manifests and of a real API server."""
+"""What every store promises, asked of a folder of manifests and of a real API server, live and watched."""
 
 import json
 import secrets
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,11 +12,13 @@ from typing import Any, Protocol
 import pytest
 import yaml
 from cluster import Cluster
+from waiting import eventually
 
 from multus_py.cni.errors import CniError
 from multus_py.kube.apiserver import ApiServer
 from multus_py.kube.manifests import Manifests
-from multus_py.kube.store import NETWORK_STATUS, NETWORKS, KubeStore, NotFound, Pod, PodRef
+from multus_py.kube.store import DEFAULT_NETWORK, NETWORK_STATUS, NETWORKS, KubeStore, NotFound, Pod, PodRef
+from multus_py.kube.watched import Watched
 
 CONFIG = '{"cniVersion": "1.0.0", "type": "bridge"}\n'
 
@@ -62,7 +64,7 @@ class Server:
     """The world behind an API server."""
 
     cluster: Cluster
-    store: ApiServer
+    store: KubeStore
 
     @property
     def namespace(self) -> str:
@@ -81,15 +83,56 @@ class Server:
         return [(item["type"], item["reason"], item["message"]) for item in mine]
 
 
-@pytest.fixture(params=["manifests", "apiserver"])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+@dataclass
+class QueuedServer(Server):
+    """The same, with Events that are told later."""
+
+    store: Watched
+
+    def events(self, ref: PodRef) -> list[tuple[str, str, str]]:
+        assert self.store.events.flush(20)
+        return super().events(ref)
+
+
+@dataclass
+class WatchedServer(QueuedServer):
+    """The same, seen through watches; a change is made once the copy has it: what is late is another test's matter."""
+
+    def put(self, body: Mapping[str, Any]) -> None:
+        super().put(body)
+        self._wait(body["kind"], body["metadata"]["name"], there=True)
+
+    def remove(self, kind: str, name: str) -> None:
+        super().remove(kind, name)
+        self._wait(kind, name, there=False)
+
+    def _wait(self, kind: str, name: str, there: bool) -> None:
+        if kind == "Pod":
+            ours = (self.namespace, name)
+            eventually(lambda: there == (ours in {(pod.namespace, pod.name) for pod in self.store.pods_here()}))
+
+
+@pytest.fixture(params=["manifests", "apiserver", "watched", "watched from another node"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     """Give each kind of store in turn."""
     if request.param == "manifests":
         folder = tmp_path / "manifests"
         folder.mkdir()
-        return Folder(folder, Manifests(folder, tmp_path / "state"))
+        yield Folder(folder, Manifests(folder, tmp_path / "state"))
+        return
     found: Cluster = request.getfixturevalue("apiserver")
-    return Server(found, ApiServer(str(found.plugin), 20, "node-7"))
+    if request.param == "apiserver":
+        yield Server(found, ApiServer(str(found.plugin), 20, "node-7"))
+        return
+    everything = request.param == "watched"
+    store = Watched(str(found.plugin), 20, "" if everything else "node-7")
+    store.start()
+    try:
+        eventually(store.ready)
+        # With a node that runs none of the pods every answer is one that the copy lacks.
+        yield WatchedServer(found, store) if everything else QueuedServer(found, store)
+    finally:
+        store.close()
 
 
 def fresh(prefix: str = "mpt") -> str:
@@ -122,13 +165,13 @@ def put_pod(world: World, name: str) -> Pod:
 def test_a_pod_is_read_with_its_annotations_and_uid(world: World) -> None:
     """The pod has the annotations that were written and the uid that it was given."""
     name = fresh()
-    world.put(pod_body(name, note="ünïcode %s"))
+    world.put(pod_body(name, **{DEFAULT_NETWORK: "ünïcode %s"}))
     pod = world.store.pod(PodRef(world.namespace, name, "whatever"))
     assert (world.namespace, name, "net-a", "ünïcode %s") == (
         pod.namespace,
         pod.name,
         pod.annotations[NETWORKS],
-        pod.annotations["note"],
+        pod.annotations[DEFAULT_NETWORK],
     )
     assert uuid.UUID(pod.uid)
 

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's config file: the keys of multus-cni's daemon-config.json, of our plugin config, and the daemon's own."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from multus_py.cni.errors import CniError, Code
+from multus_py.fields import Fields
+
+log = logging.getLogger("multus_py")
+
+# Keys of the request that belong to the runtime's own talk with us: the file's never replace them.
+_PROTOCOL = """cniVersion cniVersions name type capabilities runtimeConfig prevResult args ipam dns disableCheck
+    disableGC"""
+# Keys of the plugin config (config.py): the file's value wins over the request's.
+_PLUGIN = """confDir cniDir binDir delegates clusterNetwork defaultNetworks kubeconfig manifests logFile logLevel
+    logToStderr logOptions readinessindicatorfile namespaceIsolation globalNamespaces systemNamespaces multusNamespace
+    auxiliaryCNIChainName retryDeleteOnError delegateBackend apiDeadline execTimeout readinessTimeout nodeName
+    podResourcesSocket deviceInfoDir"""
+# Keys that multus-cni's config generator and server read.
+_DAEMON = """chrootDir socketDir daemonSocketDir connectionLimit metricsPort enablePprof perNodeCertificate
+    multusConfigFile cniConfigDir multusAutoconfigDir multusMasterCNI forceCNIVersion overrideNetworkName"""
+_OWN = """metricsAddress spoolDir concurrentAdds concurrentDeletes concurrentExecutables drainTimeout reconcileInterval
+    selfHeal dynamicAttachments logFormat"""
+_PLUGIN_KEYS = frozenset(_PLUGIN.split())
+_KNOWN = _PLUGIN_KEYS.union(_PROTOCOL.split(), _DAEMON.split(), _OWN.split())
+
+
+@dataclass(frozen=True)
+class DaemonConfig:
+    """What the platform team configured for the daemon. Times are in seconds; *overlay* goes over every request."""
+
+    overlay: Mapping[str, Any] = field(default_factory=dict)
+    socket_dir: Path = Path("/run/multus")
+    spool_dir: Path = Path("/var/lib/cni/multus/spool")
+    chroot_dir: str = ""
+    connection_limit: int = 1024
+    concurrent_adds: int = 16
+    concurrent_deletes: int = 16
+    concurrent_executables: int = 32
+    metrics_port: int = 0
+    metrics_address: str = "127.0.0.1"
+    drain_timeout: float = 10.0
+    reconcile_interval: float = 60.0
+    self_heal: bool = False
+    dynamic_attachments: bool = False
+    log_format: str = "text"
+    unknown: tuple[str, ...] = ()
+
+    def effective(self, requested: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the plugin config for a request: its own keys, the file's over them, whole key by whole key."""
+        return {**requested, **self.overlay}
+
+
+def parse(body: Mapping[str, Any]) -> DaemonConfig:
+    """Read the file; code 7 names a key with a wrong value, keys that nobody knows are in *unknown*."""
+    fields = Fields(body, "daemon config")
+    if (log_format := fields.text("logFormat", "text")) not in ("text", "json"):
+        raise fields.wrong("logFormat", "text or json")
+    overlay = {key: value for key, value in body.items() if key in _PLUGIN_KEYS}
+    cni_dir = Path(fields.text("cniDir") or "/var/lib/cni/multus")
+    return DaemonConfig(
+        overlay={**_primary(fields), **overlay},
+        socket_dir=Path(fields.text("socketDir") or fields.text("daemonSocketDir") or DaemonConfig.socket_dir),
+        spool_dir=Path(fields.text("spoolDir") or cni_dir / "spool"),
+        chroot_dir=fields.text("chrootDir"),
+        connection_limit=fields.number("connectionLimit") or DaemonConfig.connection_limit,
+        concurrent_adds=fields.number("concurrentAdds") or DaemonConfig.concurrent_adds,
+        concurrent_deletes=fields.number("concurrentDeletes") or DaemonConfig.concurrent_deletes,
+        concurrent_executables=fields.number("concurrentExecutables") or DaemonConfig.concurrent_executables,
+        metrics_port=fields.number("metricsPort"),
+        metrics_address=fields.text("metricsAddress") or DaemonConfig.metrics_address,
+        drain_timeout=fields.seconds("drainTimeout", DaemonConfig.drain_timeout),
+        reconcile_interval=fields.seconds("reconcileInterval", DaemonConfig.reconcile_interval),
+        self_heal=fields.flag("selfHeal"),
+        dynamic_attachments=fields.flag("dynamicAttachments"),
+        log_format=log_format,
+        unknown=tuple(sorted(key for key in body if key not in _KNOWN)),
+    )
+
+
+def load(path: Path) -> DaemonConfig:
+    """Read the file at *path*; unknown keys are named in a warning."""
+    from multus_py.cni.call import json_object
+
+    try:
+        text = path.read_bytes()
+    except OSError as cause:
+        raise CniError(Code.IO, f"cannot read the daemon config {path}: {cause.strerror}") from cause
+    found = parse(json_object(text, str(path)))
+    if found.unknown:
+        log.warning("daemon config %s: keys that nobody knows: %s", path, ", ".join(found.unknown))
+    return found
+
+
+def _primary(fields: Fields) -> dict[str, str]:
+    """Return where the default network's config is, when neither clusterNetwork nor delegates names it."""
+    folder = fields.text("multusAutoconfigDir") or fields.text("cniConfigDir")
+    master = fields.text("multusMasterCNI")
+    if master and "/" not in master and folder:
+        master = str(Path(folder) / master)
+    if found := master or (folder and f"{folder.rstrip('/')}/"):
+        return {"clusterNetwork": found}
+    return {}

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks of a pod that runs already: one more, one less, journalled like those that came with ADD."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from multus_py import network_status, plan, selection, teardown
+from multus_py.cni import result as results
+from multus_py.cni.call import Call
+from multus_py.cni.errors import CniError, Code
+from multus_py.cni.result import Result
+from multus_py.journal import Entry, Page, boot
+from multus_py.kube.store import Pod
+from multus_py.node import Node
+from multus_py.plan import Attachment
+
+PRIMARY = "eth0"  # the interface of a sandbox that nothing is known of yet
+_NUMBERED = re.compile(r"net[0-9]+\Z")
+
+
+@contextmanager
+def sandbox(call: Call, node: Node) -> Iterator[tuple[Page, Entry]]:
+    """Open the journal page of the sandbox that *call* is about, whatever its own interface is called.
+
+    A sandbox that another program attached gets a page: what is known of it elsewhere, so that its DEL stays whole.
+    """
+    known = [ifname for container_id, ifname in node.journal.sandboxes() if container_id == call.container_id]
+    with node.journal.page(call.container_id, known[0] if known else PRIMARY) as page:
+        if page.entry:
+            yield page, page.entry
+            return
+        whole = replace(call, ifname=PRIMARY)
+        there = teardown.known(page, whole, node)
+        yield page, Entry(node.config.name, call.container_id, PRIMARY, call.netns, there, plan.pod_ref(call), boot())
+
+
+def attach(attachment: Attachment, call: Call, node: Node, pod: Pod | None) -> Result:
+    """Attach one more network; on an error it is taken back and the page is as it was."""
+    if attachment.default_route:
+        raise CniError(
+            Code.UNSUPPORTED_FIELD,
+            f"network {attachment.name}: a default-route cannot be asked for while the pod runs",
+            "its connections would change under it: write it before the pod starts",
+        )
+    with sandbox(call, node) as (page, entry):
+        if any(other.ifname == attachment.ifname for other in entry.attachments):
+            raise CniError(Code.INVALID_CONFIG, f"the sandbox has an interface {attachment.ifname} already")
+        grown = replace(entry, attachments=(*entry.attachments, attachment), netns=call.netns or entry.netns)
+        page.write(grown)
+        try:
+            body = node.chain.add(attachment, call)
+            _publish(grown, call, node, pod)
+        except BaseException as error:
+            try:
+                node.chain.delete(attachment, call)
+                page.write(entry)
+            except CniError as trouble:
+                error.add_note(f"and could not be taken back yet, the pod's DEL will: {trouble}")
+            raise
+    return results.read(body, attachment.conflist.version)
+
+
+def detach(ifname: str, call: Call, node: Node, pod: Pod | None) -> bool:
+    """Detach the network with the interface *ifname*; False when the journal knows none."""
+    with sandbox(call, node) as (page, entry):
+        found = next((item for item in entry.attachments if item.ifname == ifname and not item.primary), None)
+        if found is None:
+            return False
+        node.chain.delete(found, replace(call, netns=call.netns or entry.netns))
+        left = replace(entry, attachments=tuple(item for item in entry.attachments if item is not found))
+        page.write(left)
+        _publish(left, call, node, pod)
+    return True
+
+
+def _publish(entry: Entry, call: Call, node: Node, pod: Pod | None) -> None:
+    """Write network-status anew from the kept results of all attachments."""
+    if pod is None or node.store is None:
+        return
+    told = [(attachment, node.chain.result(attachment, call)) for attachment in entry.attachments]
+    statuses = [
+        status
+        for attachment, result in told
+        if result is not None
+        for status in network_status.build(attachment, result, call.netns or entry.netns)
+    ]
+    node.store.publish_status(pod, network_status.annotation(statuses))
+
+
+def wanted(call: Call, asked: Mapping[str, Any], node: Node, pod: Pod | None) -> Attachment:
+    """Return the attachment that a `/delegate` request describes: the delegate's own config, and the wishes *asked*."""
+    conf = plan.Sources(node.config, node.store).conflist(call.config, "delegate request")
+    wishes = {key: value for key, value in asked.items() if key in ("ips", "mac", "cni-args") and value}
+    element = {"name": "delegate", "interface": call.ifname, **wishes}
+    (choice,) = selection.parse(json.dumps([element]), "default", "interfaceAttributes")
+    return plan.one_more(
+        conf, replace(choice, name=conf.name, namespace=pod.namespace if pod else ""), call, node.config, pod
+    )
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a new annotation means for the networks that are there."""
+
+    attach: tuple[Attachment, ...]
+    detach: tuple[Attachment, ...]
+
+
+def compare(there: Sequence[Attachment], asked: Sequence[Attachment]) -> Change:
+    """Return what has to be attached and detached; a network that is asked for as before stays, whatever its number.
+
+    The cluster's networks are in both lists and stay. New ones get the first free net<N>, or the name they ask for.
+    """
+    left = list(there)
+    new = []
+    for one in asked:
+        same = [item for item in left if _wish(item) == _wish(one)]
+        exact = next((item for item in same if item.ifname == one.ifname), None)
+        numbered = next((item for item in same if _NUMBERED.match(item.ifname) and _NUMBERED.match(one.ifname)), None)
+        if kept := exact or numbered:
+            left.remove(kept)
+        else:
+            new.append(one)
+    gone = tuple(item for item in left if not item.primary)
+    taken = {item.ifname for item in there if item not in gone}
+    return Change(tuple(_named(new, taken)), gone)
+
+
+def _wish(attachment: Attachment) -> tuple[Any, ...]:
+    args = tuple(pair for pair in attachment.args if pair[0] in ("MAC", "IP"))
+    return attachment.name, args, dict(attachment.capabilities), attachment.default_route, attachment.primary
+
+
+def _named(new: Sequence[Attachment], taken: set[str]) -> Iterator[Attachment]:
+    """Yield the new attachments, those with a number renumbered to what is free."""
+    used = taken | {item.ifname for item in new if not _NUMBERED.match(item.ifname)}
+    for item in new:
+        if item.ifname in used and _NUMBERED.match(item.ifname):
+            free = next(n for n in range(1, len(used) + 2) if f"net{n}" not in used)
+            item = replace(item, ifname=f"net{free}")  # noqa: PLW2901  the same one under a free name
+        used.add(item.ifname)
+        yield item
+
+
+def follow(pod: Pod, node: Node, call_of: Any) -> Change:
+    """Make the networks of a running pod what its annotation asks for now; return what was changed."""
+    done = Change((), ())
+    for container_id, ifname in node.journal.sandboxes():
+        with node.journal.page(container_id, ifname) as page:
+            entry = page.entry
+        if entry is None or entry.pod is None or (entry.pod.namespace, entry.pod.name) != (pod.namespace, pod.name):
+            continue
+        if entry.pod.uid and pod.uid and entry.pod.uid != pod.uid and not pod.is_static:
+            continue
+        call = call_of(entry)
+        change = compare(entry.attachments, plan.attachments(call, node.config, pod, node.store))
+        for attachment in reversed(change.detach):
+            detach(attachment.ifname, call, node, pod)
+        for attachment in change.attach:
+            attach(attachment, call, node, pod)
+        done = Change(done.attach + change.attach, done.detach + change.detach)
+    return done

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon as the socket sees it: each call gets a node of the config that holds for it, and a place in a lane."""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from multus_py import config as configs
+from multus_py import plan, verbs
+from multus_py.agent import hotplug, reconciler
+from multus_py.agent.api import NotReady
+from multus_py.agent.config import DaemonConfig
+from multus_py.agent.lanes import Lanes
+from multus_py.agent.metrics import Metrics
+from multus_py.agent.spool import Tombstone
+from multus_py.chain import Chain
+from multus_py.cni import call as calls
+from multus_py.cni import result as results
+from multus_py.cni.call import Call
+from multus_py.cni.errors import CniError, Code
+from multus_py.executables import Executables
+from multus_py.journal import Entry, Journal
+from multus_py.kube.store import NETWORKS, KubeStore, NotFound, Pod
+from multus_py.node import Node
+from multus_py.plugins import Plugins
+from multus_py.result_cache import ResultCache
+
+log = logging.getLogger("multus_py")
+
+
+@dataclass
+class Service:
+    """All calls of one node. *config* is replaced whole when the file changes; the rest stays."""
+
+    config: DaemonConfig
+    store: KubeStore | None
+    executables: Executables
+    metrics: Metrics
+    lanes: Lanes
+    serving: threading.Event = field(default_factory=threading.Event)
+
+    def ready(self) -> bool:
+        """Tell whether ADD, CHECK, STATUS and GC are served."""
+        return self.serving.is_set()
+
+    def cni(self, env: Mapping[str, str], stdin: bytes) -> dict[str, Any] | None:
+        """Answer a runtime's call; the result of ADD is in the caller's version."""
+        return self._timed("/cni", env.get("CNI_COMMAND", ""), partial(self._cni, env, stdin))
+
+    def _cni(self, env: Mapping[str, str], stdin: bytes) -> dict[str, Any] | None:
+        call = calls.parse({"CNI_IFNAME": hotplug.PRIMARY, **env}, stdin)
+        if call.verb == "VERSION":
+            return None
+        self._refuse_unready(call.verb)
+        node, call = self.node(call)
+        return self.lanes.run(call, partial(verbs.STORIES[call.verb], call, node))
+
+    def delegate(self, env: Mapping[str, str], stdin: bytes, asked: dict[str, Any]) -> dict[str, Any] | None:
+        """Attach, detach, check or ask for the status of one more network; its config is on standard input."""
+        return self._timed("/delegate", env.get("CNI_COMMAND", ""), partial(self._delegate, env, stdin, asked))
+
+    def _delegate(self, env: Mapping[str, str], stdin: bytes, asked: dict[str, Any]) -> dict[str, Any] | None:
+        call = calls.parse({"CNI_PATH": "/", **env}, stdin)
+        self._refuse_unready(call.verb)
+        # The delegate's config is its own: only the daemon's file says how we work.
+        node, _ = self.node(replace(call, config={"name": call.config["name"], "cniVersion": call.version}))
+        call = replace(call, path=(node.config.bin_dir, *(folder for folder in call.path if folder != "/")))
+        return self.lanes.run(call, partial(self._one_more, call, asked, node))
+
+    def _one_more(self, call: Call, asked: dict[str, Any], node: Node) -> dict[str, Any] | None:
+        if call.verb == "GC":
+            raise CniError(Code.INVALID_ENVIRONMENT, "/delegate has no GC")
+        pod = self._pod(call) if call.verb in ("ADD", "DEL") else None
+        attachment = hotplug.wanted(call, asked, node, pod)
+        if call.verb == "ADD":
+            return results.write(hotplug.attach(attachment, call, node, pod), call.version)
+        if call.verb == "DEL":
+            if not hotplug.detach(call.ifname, call, node, pod):
+                node.chain.delete(attachment, call)
+        elif call.verb == "CHECK":
+            node.chain.check(attachment, call)
+        else:
+            node.chain.status(attachment, call)
+        return None
+
+    def replay(self, tombstone: Tombstone) -> None:
+        """Make up for one DEL."""
+        self.cni(tombstone.env, tombstone.stdin)
+
+    def node(self, call: Call) -> tuple[Node, Call]:
+        """Return the node that the daemon's file and the call's own config describe, and the call for it."""
+        settings = configs.parse(self.config.effective(call.config))
+        node = Node(
+            config=settings,
+            store=self.store,
+            chain=Chain(
+                Plugins(settings.backend, settings.exec_timeout, self.executables, self.metrics.delegated),
+                ResultCache(settings.cni_dir / "results"),
+            ),
+            journal=Journal(settings.cni_dir / "attachments"),
+            sleep=time.sleep,
+            monotonic=time.monotonic,
+        )
+        return node, replace(call, path=(settings.bin_dir, *call.path))
+
+    def own_node(self) -> Node:
+        """Return the node that the daemon's file alone describes: for work that no runtime asked for."""
+        return self.node(Call("STATUS", config={"cniVersion": "1.1.0", "name": "multus-py"}))[0]
+
+    def pod_changed(self, old: Pod | None, new: Pod | None) -> None:
+        """Attach and detach when a running pod's networks annotation changed."""
+        if not self.config.dynamic_attachments or new is None or new.deleted or old is None:
+            return
+        if old.uid != new.uid or old.annotations.get(NETWORKS) == new.annotations.get(NETWORKS):
+            return
+        node = self.own_node()
+        try:
+            change = hotplug.follow(new, node, partial(_call_for, node=node))
+        except CniError as error:
+            log.warning("pod %s: its networks cannot be changed: %s", new.ref, error)
+            self._event(new, "Warning", "FailedAttach", str(error))
+            return
+        for attachment in change.attach:
+            self._event(new, "Normal", "AddedInterface", f"Add {attachment.ifname} from {attachment.name}")
+        for attachment in change.detach:
+            self._event(new, "Normal", "RemovedInterface", f"Remove {attachment.ifname} from {attachment.name}")
+
+    def _event(self, pod: Pod, kind: Any, reason: str, message: str) -> None:
+        try:
+            if self.store:
+                self.store.event(pod, kind, reason, message)
+        except CniError as error:
+            log.warning("event %s of pod %s was not told: %s", reason, pod.ref, error)
+
+    def _pod(self, call: Call) -> Pod | None:
+        ref = plan.pod_ref(call)
+        if ref is None or self.store is None:
+            return None
+        try:
+            return self.store.pod(ref)
+        except NotFound:
+            return None
+
+    def _refuse_unready(self, verb: str) -> None:
+        if verb != "DEL" and not self.ready():
+            raise NotReady(
+                Code.NOT_AVAILABLE if verb == "STATUS" else Code.TRY_AGAIN,
+                "the multus-py daemon is not ready",
+                "it waits for its first list of pods and definitions, or it is about to end",
+            )
+
+    def _timed(self, path: str, verb: str, answer: Any) -> dict[str, Any] | None:
+        started, code = time.monotonic(), 0
+        try:
+            done: dict[str, Any] | None = answer()
+        except CniError as error:
+            code = error.code
+            raise
+        except Exception:
+            code = int(Code.INTERNAL)
+            raise
+        finally:
+            self.metrics.answered(path, verb if verb in calls.VERBS else "?", code, time.monotonic() - started)
+        return done
+
+
+def _call_for(entry: Entry, node: Node) -> Call:
+    return reconciler.call_for(entry, "ADD", node)

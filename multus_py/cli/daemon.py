@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`multus-py daemon`: the node agent."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+_EPILOG = """example:
+  multus-py daemon --config /etc/cni/net.d/multus.d/daemon-config.json
+
+The file takes every key of multus-cni's daemon-config.json and of its CNI config. SIGHUP, or a change of the file, has
+it read again; SIGTERM drains and ends.
+
+exit status: 0 told to end; 1 cannot start; 2 wrong usage"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add `daemon` to the commands."""
+    parser = commands.add_parser(
+        "daemon",
+        description="Serve the shim's calls on this node: one process for all pods.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the daemon's config file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the daemon until it is told to end."""
+    from multus_py.entry import daemon
+
+    return daemon.main(args.config)

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon process: one a node. Start up, serve until told to go, drain, shut down."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multus_py import config as configs
+from multus_py import logs, plugins
+from multus_py.agent import api
+from multus_py.agent import config as daemon_config
+from multus_py.agent.config import DaemonConfig
+from multus_py.agent.lanes import Lanes
+from multus_py.agent.metrics import Metrics
+from multus_py.agent.reconciler import Reconciler
+from multus_py.agent.service import Service
+from multus_py.agent.spawner import Spawner
+from multus_py.agent.spool import Spool
+from multus_py.cni.errors import CniError, Code
+from multus_py.kube.store import KubeStore, Pod
+
+log = logging.getLogger("multus_py")
+
+_TICK = 1.0  # seconds between two looks at the config file and the spool
+_LOCK_WAIT = 15.0  # seconds for the daemon before us to go
+
+
+def main(path: Path) -> int:
+    """Run the daemon with the config file at *path* until SIGTERM or SIGINT; return the exit code."""
+    config = daemon_config.load(path)
+    start_logs(config)
+    if os.geteuid() != 0:
+        raise CniError(Code.INTERNAL, "the daemon needs root", "it works in the pods' network namespaces")
+    daemon = Daemon(path, config)
+    daemon.start()
+    return daemon.serve()
+
+
+def start_logs(config: DaemonConfig) -> None:
+    """Send log lines where the config says; a daemon tells more than a plugin unless it is told otherwise."""
+    body = {"name": "multus-py", **config.overlay}
+    logs.start(configs.parse({"logLevel": "info", **body}), json_lines=config.log_format == "json")
+
+
+@dataclass
+class Stop:
+    """What signals leave behind: they only say what is to be done."""
+
+    asked: threading.Event
+    reload: threading.Event
+
+
+class Daemon:
+    """The parts of the process and the order in which they begin and end."""
+
+    def __init__(self, path: Path, config: DaemonConfig) -> None:
+        self._path = path
+        self._stop = Stop(threading.Event(), threading.Event())
+        self._metrics = Metrics()
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("CNI_")}
+        self._spawner = Spawner(config.chroot_dir, environment, config.concurrent_executables)
+        self._store = _store(config)
+        lanes = Lanes(config.concurrent_adds, config.concurrent_deletes)
+        self._service = Service(config, self._store, self._spawner, self._metrics, lanes)
+        self._reconciler = Reconciler(
+            Spool(config.spool_dir),
+            self._service.replay,
+            lambda kind: self._metrics.repairs.labels(kind).inc(),
+            config.self_heal,
+        )
+        self._seen = _stamp(path)
+
+    def start(self) -> None:
+        """Begin to answer DEL and health at once, the rest when the store is synced and the spool was gone through."""
+        config = self._service.config
+        self._lock = _alone(config.socket_dir)
+        plugins.preload()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.asked.set())
+        signal.signal(signal.SIGHUP, lambda *_: self._stop.reload.set())
+        if os.getpid() == 1:
+            signal.signal(signal.SIGCHLD, _reap)
+        self._server = api.listen(config.socket_dir / "multus.sock", self._service, config.connection_limit)
+        self._thread(self._server.serve_forever, "socket")
+        self._show(config)
+        if start := getattr(self._store, "start", None):
+            self._store.subscribe(self._changed)  # type: ignore[union-attr]
+            start()
+        self._reconciler.replay_spool()
+        self._thread(self._look_after, "reconciler")
+        log.info("listening on %s", config.socket_dir / "multus.sock")
+
+    def serve(self) -> int:
+        """Wait until told to go; then finish what is under way, within the drain time."""
+        while not self._stop.asked.wait(_TICK):
+            self._follow_store()
+            self._follow_config()
+        config = self._service.config
+        self._service.serving.clear()
+        log.info("told to end: %d calls under way", self._service.lanes.under_way)
+        drained = self._service.lanes.drain(config.drain_timeout)
+        if not drained:
+            log.warning("%d calls are cut off after %g s; the journal knows them", self._service.lanes.under_way,
+                        config.drain_timeout)  # fmt: skip
+        self._server.shutdown()
+        self._server.server_close()
+        (config.socket_dir / "multus.sock").unlink(missing_ok=True)
+        self._spawner.close()
+        if close := getattr(self._store, "close", None):
+            close()
+        return 0
+
+    def _follow_store(self) -> None:
+        """Be ready when the store is: a store without copies always is."""
+        ready: Callable[[], bool] = getattr(self._store, "ready", lambda: True)
+        if ready() and not self._service.ready():
+            log.info("ready")
+            self._service.serving.set()
+
+    def _follow_config(self) -> None:
+        """Read the file again when it changed or SIGHUP asked for it; what cannot be read changes nothing."""
+        stamp = _stamp(self._path)
+        if stamp == self._seen and not self._stop.reload.is_set():
+            return
+        self._seen = stamp
+        self._stop.reload.clear()
+        try:
+            config = daemon_config.load(self._path)
+            start_logs(config)
+        except CniError as error:
+            log.warning("the config stays as it was: %s", error)
+            return
+        self._service.config = config
+        self._reconciler.heal = config.self_heal
+        log.info("config read again from %s", self._path)
+
+    def _look_after(self) -> None:
+        """Replay the spool as soon as it holds something; look over the node from time to time."""
+        next_round = 0.0
+        while not self._stop.asked.wait(_TICK):
+            try:
+                self._reconciler.replay_spool()
+                if time.monotonic() >= next_round:
+                    self._round()
+                    next_round = time.monotonic() + self._service.config.reconcile_interval
+            except Exception:
+                log.exception("the reconciler met something that nobody expected; it goes on")
+
+    def _round(self) -> None:
+        node = self._service.own_node()
+        self._reconciler.release_dead(node)
+        if self._service.ready() and (here := getattr(self._store, "pods_here", None)):
+            self._reconciler.tell_missing(node, here())
+
+    def _changed(self, old: Pod | None, new: Pod | None) -> None:
+        """Follow a pod on a thread of its own: the watch goes on meanwhile."""
+        if self._service.config.dynamic_attachments:
+            self._thread(lambda: self._service.pod_changed(old, new), "follow pod")
+
+    def _show(self, config: DaemonConfig) -> None:
+        node = self._service.own_node()
+        self._metrics.gauge("journal_sandboxes", "Sandboxes in the journal", lambda: len(node.journal.sandboxes()))
+        self._metrics.gauge("spool_tombstones", "DELs to be replayed", lambda: len(self._reconciler.spool))
+        self._metrics.gauge(
+            "calls_under_way", "Calls being worked on or waiting", lambda: self._service.lanes.under_way
+        )
+        for name, words in (("age", "Seconds since the watches last said something"),
+                            ("token_expiry", "When the API token expires, in Unix seconds; 0: never")):  # fmt: skip
+            if value := getattr(self._store, name, None):
+                self._metrics.gauge(f"watch_{name}" if name == "age" else name, words, value)
+        if config.metrics_port:
+            self._metrics.serve(config.metrics_address, config.metrics_port)
+
+    def _thread(self, work: Callable[[], Any], name: str) -> None:
+        threading.Thread(target=work, name=name, daemon=True).start()
+
+
+def _store(config: DaemonConfig) -> KubeStore | None:
+    """Return the store: a folder of manifests, or copies of what the API server holds for this node."""
+    settings = configs.parse({"name": "multus-py", **config.overlay})
+    if settings.manifests:
+        from multus_py.kube.manifests import Manifests
+
+        return Manifests(Path(settings.manifests), settings.cni_dir / "pods")
+    if settings.kubeconfig or os.environ.get("KUBERNETES_SERVICE_HOST"):
+        from multus_py.kube.watched import Watched
+
+        node = settings.node_name or os.environ.get("MULTUS_NODE_NAME", "") or os.uname().nodename
+        return Watched(settings.kubeconfig or None, settings.api_deadline, node)
+    return None
+
+
+def _alone(folder: Path) -> int:
+    """Hold the folder's lock: two daemons on one socket would both think that they own the node."""
+    import fcntl
+
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(folder / ".daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    end = time.monotonic() + _LOCK_WAIT
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            if time.monotonic() >= end:
+                raise CniError(Code.TRY_AGAIN, f"another daemon serves {folder}", "stop it first") from cause
+            time.sleep(0.1)
+        else:
+            return lock
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    try:
+        told = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (told.st_mtime_ns, told.st_size, told.st_ino)
+
+
+def _reap(*_: object) -> None:
+    """Collect what others left to process 1."""
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                return
+        except ChildProcessError:
+            return

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CNI executables as child processes: found on CNI_PATH, started under the name they were found by, ended in time."""
+
+import errno
+import os
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from multus_py.cni.errors import CniError, Code
+
+BUSY_TRIES = 6
+BUSY_PAUSE = 0.5  # seconds; "text file busy": the executable is being replaced
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an executable ended: *status* is its exit code, or minus the signal that ended it."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Executables(Protocol):
+    """What starts executables: this process (`Children`), or the daemon's spawner."""
+
+    def find(self, name: str, folders: tuple[str, ...]) -> Path | None:
+        """Return the first regular file of that name in *folders*, links unresolved."""
+
+    def run(self, path: Path, env: Mapping[str, str], stdin: bytes, timeout: float) -> Ended:
+        """Run it to its end; code 5 when it cannot be started, 11 when *timeout* seconds were not enough."""
+
+
+@dataclass(frozen=True)
+class Children:
+    """Starts executables as children of this process, with *environment* beside what the call says."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    sleep: Callable[[float], None] = time.sleep
+
+    def find(self, name: str, folders: tuple[str, ...]) -> Path | None:
+        """Return the first regular file of that name in *folders*, links unresolved."""
+        for folder in folders:
+            candidate = Path(folder) / name
+            try:
+                if stat.S_ISREG(candidate.stat().st_mode):
+                    return candidate
+            except OSError:
+                continue
+        return None
+
+    def run(self, path: Path, env: Mapping[str, str], stdin: bytes, timeout: float) -> Ended:
+        """Run it to its end in a session of its own, so that what it started ends with it."""
+        process = self._start(path, {**self.environment, **env})
+        try:
+            stdout, stderr = process.communicate(stdin, timeout=timeout)
+        except subprocess.TimeoutExpired as cause:
+            raise too_slow(path, timeout) from cause
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+        return Ended(process.returncode, stdout, stderr)
+
+    def _start(self, path: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        pipe = subprocess.PIPE
+        for last in (*[False] * (BUSY_TRIES - 1), True):
+            try:
+                return subprocess.Popen(
+                    [str(path)], stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), start_new_session=True
+                )
+            except OSError as cause:
+                if last or cause.errno != errno.ETXTBSY:
+                    raise not_started(path, cause) from cause
+            self.sleep(BUSY_PAUSE)
+        raise AssertionError("the last try returns or raises")
+
+
+def not_started(path: Path, cause: OSError) -> CniError:
+    """Return the error for an executable that the kernel does not start."""
+    return CniError(Code.IO, f"cannot execute {path}: {os.strerror(cause.errno or 0)}")
+
+
+def too_slow(path: Path, timeout: float) -> CniError:
+    """Return the error for an executable that was ended after *timeout* seconds."""
+    return CniError(
+        Code.TRY_AGAIN,
+        f"{path} took longer than {timeout:g} s and was ended",
+        "raise 'execTimeout' if it is slow by nature",
+    )

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way to an API server: the kubeconfig as it is now, and the connections that were opened with it.
+
+TLS, proxies and every kind of credentials come from the kubernetes package. Only its configuration and its connection
+pool are used: the generated API classes know one release of Kubernetes, while the paths that we ask for are the same
+from 1.20 on.
+"""
+
+import json
+import logging
+import socket
+import threading
+import time
+from base64 import urlsafe_b64decode
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
+
+from multus_py.cni.errors import CniError, Code
+from multus_py.kube import manifests
+from multus_py.kube.exchange import Again, Reply, Request, Untrusted, interpreted, unreachable
+from multus_py.kube.store import Unavailable
+
+COMPONENT = "multus-py"
+REPLY_LIMIT = 64 * 1024 * 1024  # bytes of a reply, or of one line of a watch, that we are ready to read
+CONNECT_LIMIT = 5.0  # seconds for the connection of a watch
+
+
+class _Sockets:
+    """The open sockets of an account, those of a session before included.
+
+    A thread that waits for an answer can only be woken by shutting its socket down, and urllib3 hands the socket out to
+    nobody while it waits for the headers.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: WeakSet[socket.socket] = WeakSet()
+        self._over = False
+
+    def add(self, one: socket.socket) -> None:
+        """Remember a socket that was just opened; break it at once when all were broken meanwhile."""
+        with self._lock:
+            self._open.add(one)
+        if self._over:
+            self.cut()
+
+    def cut(self) -> None:
+        """Break all of them."""
+        self._over = True
+        with self._lock:
+            for each in self._open:
+                with suppress(OSError):  # it was closed meanwhile
+                    each.shutdown(socket.SHUT_RDWR)
+
+
+@dataclass(frozen=True)
+class _Session:
+    """The kubeconfig as it was when it was read, and the connections opened with it."""
+
+    configuration: Any
+    pool: Any  # urllib3's pool manager, made by the kubernetes package
+    complaints: tuple[str, ...] = ()
+
+    def send(self, request: Request, seconds: float) -> Reply:
+        """Send one request and read the reply; *seconds* bound every single wait for the network."""
+        # A dead address must leave time for a second try; a slow answer may take all there is.
+        raw = self._sent(request, max(seconds / 3, min(1.0, seconds)), seconds)
+        try:
+            return Reply(raw.status, raw.headers, self._body(request, raw))
+        finally:
+            raw.release_conn()
+
+    @contextmanager
+    def watch(self, request: Request, silence: float) -> Iterator[tuple[Reply, Iterator[bytes]]]:
+        """Send one request; give the reply, and, when it is a good one, its lines as they come in place of a body."""
+        raw = self._sent(request, CONNECT_LIMIT, silence)
+        try:
+            body = b"" if 200 <= raw.status < 300 else self._body(request, raw)
+            yield Reply(raw.status, raw.headers, body), self._lines(request, raw)
+        finally:
+            raw.close()  # what was not read to its end must not go back to the pool
+            raw.release_conn()
+
+    def _sent(self, request: Request, connect: float, read: float) -> Any:
+        """Send the request and return urllib3's response, whatever its status."""
+        import urllib3
+
+        with self._told(request):
+            return self.pool.request(
+                request.method,
+                self.configuration.host + request.path,
+                body=None if request.body is None else json.dumps(request.body),
+                headers=self._headers(request),
+                timeout=urllib3.Timeout(connect=connect, read=read),
+                retries=False,
+                redirect=False,
+                preload_content=False,
+            )
+
+    def _body(self, request: Request, raw: Any) -> bytes:
+        with self._told(request):
+            return bytes(raw.read(REPLY_LIMIT))
+
+    def _lines(self, request: Request, raw: Any) -> Iterator[bytes]:
+        """Yield each complete line; what is left at the end without a newline is no line."""
+        rest, pieces = b"", raw.stream(65536)
+        while True:
+            with self._told(request):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from lines
+            if len(rest) > REPLY_LIMIT:
+                raise Again(f"cannot {request.doing}: the API server sends a line of more than {REPLY_LIMIT} bytes")
+
+    @contextmanager
+    def _told(self, request: Request) -> Iterator[None]:
+        """Turn the errors of the packages into ours."""
+        import urllib3
+        from kubernetes.config import ConfigException
+
+        host = self.configuration.host
+        try:
+            yield
+        except urllib3.exceptions.LocationValueError as cause:
+            raise CniError(
+                Code.INVALID_CONFIG, f"cannot {request.doing}: {host!r} is not the address of an API server", str(cause)
+            ) from cause
+        except urllib3.exceptions.HTTPError as cause:
+            raise unreachable(request, host, cause) from cause
+        except (ConfigException, OSError, ValueError) as cause:
+            raise CniError(
+                Code.INVALID_CONFIG,
+                f"cannot {request.doing}: cannot set up the connection to {host}: {cause}",
+                "check the certificates and the token that the kubeconfig names",
+            ) from cause
+
+    def token(self) -> str:
+        """Return the bearer token, "" without one."""
+        from kubernetes.config import ConfigException
+
+        try:
+            # A token file is read again now and then.
+            setting = self.configuration.auth_settings().get("BearerToken")
+        except (ConfigException, OSError, ValueError):
+            return ""
+        return str(setting["value"]).strip().removeprefix("Bearer ") if setting and setting["value"] else ""
+
+    def _headers(self, request: Request) -> dict[str, str]:
+        headers = {"Accept": "application/json", "Content-Type": request.content_type, "User-Agent": COMPONENT}
+        for setting in self.configuration.auth_settings().values():
+            # A token file often ends with a newline, which no header may hold.
+            headers[setting["key"]] = str(setting["value"]).strip()
+        return headers
+
+
+class Account:
+    """The API server that *kubeconfig* names (a path) and our account there; None: the cluster whose pod we are.
+
+    The kubeconfig is read at the first request, and again when the credentials or the certificate are refused.
+    """
+
+    def __init__(self, kubeconfig: str | None) -> None:
+        self._kubeconfig = kubeconfig
+        self._lock = threading.Lock()
+        self._session: _Session | None = None
+        self._sockets = _Sockets()
+        self._over = False
+
+    def ask(self, request: Request, until: float) -> Mapping[str, Any]:
+        """Send one request, with fresh credentials once when those we have are refused, and interpret the reply.
+
+        *until* (monotonic) bounds every single wait for the network.
+        """
+        with self._opened(request.doing) as session:
+            reply = session.send(request, _left(until))
+        if reply.status == 401:
+            with self._opened(request.doing, refused=session) as session:
+                reply = session.send(request, _left(until))
+        return interpreted(request, reply, self._name, session.complaints)
+
+    @contextmanager
+    def watch(self, request: Request, silence: float) -> Iterator[Iterator[bytes]]:
+        """Send one request and give the lines of the reply as they come; *silence* (seconds) bounds each wait."""
+        with self._opened(request.doing) as session, session.watch(request, silence) as (reply, lines):
+            if reply.status != 401:
+                yield self._lines(request, reply, lines, session)
+                return
+        with self._opened(request.doing, refused=session) as session, session.watch(request, silence) as (reply, lines):
+            yield self._lines(request, reply, lines, session)
+
+    def expiry(self) -> float:
+        """Return when the token that we send expires, in Unix seconds; 0 when it never does or is not a JWT."""
+        session = self._session
+        return _expiry(session.token()) if session else 0.0
+
+    def close(self) -> None:
+        """Break the connections, so that nobody waits for an answer any more; later requests are Unavailable."""
+        with self._lock:
+            self._over = True
+            self._sockets.cut()
+            if self._session:
+                self._session.pool.clear()
+
+    def _lines(self, request: Request, reply: Reply, lines: Iterator[bytes], session: _Session) -> Iterator[bytes]:
+        if not 200 <= reply.status < 300:
+            interpreted(request, reply, self._name, session.complaints)
+        return lines
+
+    @property
+    def _name(self) -> str:
+        return self._kubeconfig or "the pod's service account"
+
+    @contextmanager
+    def _opened(self, doing: str, refused: _Session | None = None) -> Iterator[_Session]:
+        """Give the session; a new one, the kubeconfig read again, when the one we have was *refused*.
+
+        One whose server turns out to be untrusted is not used again: the authority's certificate may be renewed.
+        """
+        with self._lock:
+            if self._over:
+                raise Unavailable(f"cannot {doing}: the connection was closed by us")
+            if self._session is None or self._session is refused:
+                self._session = _open(self._kubeconfig, doing, self._sockets)
+                if refused:
+                    refused.pool.clear()
+            session = self._session
+        try:
+            yield session
+        except Untrusted:
+            with self._lock:
+                self._session = None if self._session is session else self._session
+            raise
+
+
+def _expiry(token: str) -> float:
+    """Return the claim "exp" of a JSON Web Token (RFC 7519, 4.1.4), which is not verified here."""
+    try:
+        body = json.loads(urlsafe_b64decode(token.split(".")[1] + "=="))
+        return float(body["exp"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return 0.0
+
+
+def _left(until: float) -> float:
+    # Never zero, which would mean "do not wait" to a socket.
+    return max(until - time.monotonic(), 0.01)
+
+
+def _open(kubeconfig: str | None, doing: str, sockets: _Sockets) -> _Session:
+    from kubernetes.client import Configuration
+    from kubernetes.client.rest import RESTClientObject
+    from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
+
+    configuration, where = Configuration(), kubeconfig or "the service account of this pod"
+    try:
+        with _overheard() as complaints:
+            if kubeconfig is None:
+                load_incluster_config(client_configuration=configuration)
+            else:
+                _require_yaml(kubeconfig)
+                # Refreshed credentials are not written back: the file belongs to somebody else.
+                load_kube_config(kubeconfig, client_configuration=configuration, persist_config=False)
+        if not str(configuration.host).startswith(("http://", "https://")):
+            raise ValueError(f"{configuration.host!r} is not the address of an API server, https://host:port")  # noqa: TRY301
+        pool = RESTClientObject(configuration).pool_manager
+        _note_sockets(pool, sockets)
+        return _Session(configuration, pool, tuple(complaints))
+    except (ConfigException, OSError, ValueError, TypeError, AttributeError, LookupError) as cause:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"cannot {doing}: the credentials in {where} cannot be read: {cause}",
+            "name a kubeconfig that kubectl can use" if kubeconfig else "set 'kubeconfig' when this is not a pod",
+        ) from cause
+
+
+def _note_sockets(pool: Any, sockets: _Sockets) -> None:
+    """Have the *pool* note every socket that it opens."""
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+    from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+    class Plain(HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            sockets.add(self.sock)
+
+    class Secure(HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            sockets.add(self.sock)
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    pool.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+
+
+def _require_yaml(kubeconfig: str) -> None:
+    with open(kubeconfig, "rb") as file:  # noqa: PTH123  a string all the way, as the package takes it
+        found = list(manifests.documents(file.read(), is_json=False))
+    if troubles := [f"line {document.line}: {document.trouble}" for document in found if document.trouble]:
+        raise ValueError("; ".join(troubles))
+
+
+@contextmanager
+def _overheard() -> Iterator[list[str]]:
+    """Collect what the package logs while it loads a kubeconfig: it tells so, and only so, of a command that failed."""
+    told: list[str] = []
+    me = threading.get_ident()
+
+    def overhear(record: logging.LogRecord) -> bool:
+        ours = record.thread == me
+        if ours:
+            told.append(record.getMessage())
+        return not ours
+
+    root = logging.getLogger()
+    root.addFilter(overhear)
+    try:
+        yield told
+    finally:
+        root.removeFilter(overhear)

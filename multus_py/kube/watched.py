@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cluster's API server as the store of a process that lives long: answers come from copies that watches keep."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from multus_py.kube import objects
+from multus_py.kube.apiserver import ApiServer
+from multus_py.kube.follow import Follower, Tempo
+from multus_py.kube.outbox import Outbox
+from multus_py.kube.store import Device, NetworkDefinition, Pod, PodRef, Unavailable
+
+log = logging.getLogger("multus_py")
+
+FAREWELL = 1.0  # seconds for the last Events, and again for the threads, when the store is closed
+Subscriber = Callable[[Pod | None, Pod | None], None]
+
+
+class Watched:
+    """The API server that *kubeconfig* names (None: the cluster whose pod we are), seen from *node* ("": all pods).
+
+    Every verb ends within *deadline* seconds; most do not wait at all. A copy that was never listed, or whose watch is
+    broken for longer than `tempo.patience`, is not trusted: the verbs then read from the server, and take the copy for
+    an answer only when the server gives none. *now* tells the time of day in nanoseconds.
+    """
+
+    def __init__(
+        self,
+        kubeconfig: str | None,
+        deadline: float,
+        node: str = "",
+        tempo: Tempo | None = None,
+        now: Callable[[], int] = time.time_ns,
+    ) -> None:
+        tempo = tempo or Tempo()
+        self._live = ApiServer(kubeconfig, deadline, node, now)
+        self._node = node
+        self._subscribers: list[Subscriber] = []
+        account = self._live.account
+        self._pods = Follower(account, objects.pods_of(node), tempo, self._pod_changed)
+        self._definitions = Follower(account, objects.all_definitions(), tempo)
+        self.events = Outbox(self._live.tell)
+
+    def start(self) -> None:
+        """Begin to watch and to send Events."""
+        for each in (self._pods, self._definitions, self.events):
+            each.start()
+
+    def close(self) -> None:
+        """Tell the last Events, end the watches and break the connections; takes `FAREWELL` twice at most."""
+        self._pods.stop()
+        self._definitions.stop()
+        self.events.stop(FAREWELL)
+        self._live.account.close()
+        until = time.monotonic() + FAREWELL
+        for each in (self._pods, self._definitions, self.events):
+            each.join(max(0.0, until - time.monotonic()))
+
+    def ready(self) -> bool:
+        """Tell whether both collections were listed."""
+        return self._pods.synced and self._definitions.synced
+
+    def age(self) -> float:
+        """Return the seconds since the server's last word on the watch that heard nothing for longer.
+
+        A quiet cluster sends a bookmark every minute or so. Infinite before both were heard.
+        """
+        return max(self._pods.age, self._definitions.age)
+
+    def token_expiry(self) -> float:
+        """Return when our API token expires, in Unix seconds; 0 when it never does or is not known."""
+        return self._live.account.expiry()
+
+    def subscribe(self, callback: Subscriber) -> None:
+        """Have *callback* told (old, new) of each change of a pod of this node; None stands for absence.
+
+        It runs on the thread of the watch, which waits for it; what it raises is logged. A pod that was replaced by one
+        of the same name goes before the other comes. Pods that are there already are told of when they are listed, so
+        subscribe before `start`.
+        """
+        self._subscribers.append(callback)
+
+    def pod(self, ref: PodRef) -> Pod:
+        """Return the pod: the copy's when it has the uid that is asked for, else as the API server has it now."""
+        known = self._pods.copy.get(ref.namespace, ref.name)
+        if known and ref.uid and known.uid != ref.uid:
+            known = None
+        if known and self._pods.usable:
+            return known
+        try:
+            fresh = self._live.pod(ref)
+        except Unavailable as error:
+            if known is None:
+                raise
+            log.warning("%s; taking what was known before", error)
+            return known
+        self._note(fresh)
+        return fresh
+
+    def definition(self, namespace: str, name: str) -> NetworkDefinition:
+        """Return the definition: the copy's, or as the API server has it now when the copy has none."""
+        known = self._definitions.copy.get(namespace, name)
+        if known and self._definitions.usable:
+            return known
+        try:
+            fresh = self._live.definition(namespace, name)
+        except Unavailable as error:
+            if known is None:
+                raise
+            log.warning("%s; taking what was known before", error)
+            return known
+        self._definitions.copy.put(fresh)
+        return fresh
+
+    def claimed(self, pod: Pod) -> tuple[Device, ...]:
+        """Return the devices of the pod's ResourceClaims as the API server has them now: they are asked for once."""
+        return self._live.claimed(pod)
+
+    def pods_here(self) -> list[Pod]:
+        """Return the pods of this node, from the copy; as the API server has them now when the copy is not usable."""
+        return self._pods.copy.all() if self._pods.usable else self._live.pods_here()
+
+    def publish_status(self, pod: Pod, text: str) -> None:
+        """Write the annotation; what is read here afterwards has it."""
+        self._note(self._live.published(pod, text))
+
+    def event(self, pod: Pod, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+        """Have an Event told about the pod, soon; nobody waits for it."""
+        self.events.post(self._live.written(pod, kind, reason, message))
+
+    def forget(self, ref: PodRef) -> None:
+        """Do nothing: the copy follows the cluster, and what is told about a pod goes with the pod."""
+
+    def _note(self, fresh: Pod) -> None:
+        # The watch would never tell that a pod of another node is gone.
+        if not self._node or fresh.node == self._node:
+            self._pods.copy.put(fresh)
+
+    def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
+        if old and new and old.uid != new.uid:
+            self._tell(old, None)
+            old = None
+        self._tell(old, new)
+
+    def _tell(self, old: Pod | None, new: Pod | None) -> None:
+        for each in self._subscribers:
+            try:
+                each(old, new)
+            except Exception:  # one that fails must neither stop the watch nor the others
+                log.exception("a subscriber to the pods of this node failed")
