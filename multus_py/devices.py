@@ -100,37 +100,54 @@ def _merged(devices: Iterable[Device]) -> list[Device]:
 
 def _matched(wishes: Mapping[int, Wish], given: Sequence[Device]) -> dict[int, Device]:
     """Return a device for each wish; nothing when some wish would go without."""
-    found: dict[int, Device] = {}
-    taken: set[_Spot] = set()
-    fitting = {n: [device for device in given if wish.fits(device)] for n, wish in wishes.items()}
-    if not _possible(fitting, taken):
+    match = _Match(wishes, given)
+    if not all(match.place(n, set()) for n in wishes):
         return {}
-    while fitting:
-        n = next(iter(fitting))
-        choices = fitting.pop(n)
-        found[n] = next(
-            device
-            for device in choices
-            if _identity(device) not in taken and _possible(fitting, taken | {_identity(device)})
-        )
-        taken.add(_identity(found[n]))
-    return found
+    settled: set[_Spot] = set()
+    for n in wishes:
+        match.advance(n, settled)
+        settled.add(match.spots[n])
+    return {n: next(each for each in match.fitting[n] if _identity(each) == match.spots[n]) for n in wishes}
 
 
-def _possible(fitting: Mapping[int, Sequence[Device]], taken: Set[_Spot]) -> bool:
-    """Tell whether every wish can have a device of its own beside those *taken* (augmenting paths: Kuhn, 1955)."""
-    holders: dict[_Spot, int] = {}
+class _Match:
+    """Which wish has which device by now; one that has one gives way when it can have another (Kuhn, 1955)."""
 
-    def place(n: int, asked: set[_Spot]) -> bool:
-        for spot in map(_identity, fitting[n]):
-            if spot not in asked and spot not in taken:
-                asked.add(spot)
-                if spot not in holders or place(holders[spot], asked):
-                    holders[spot] = n
+    def __init__(self, wishes: Mapping[int, Wish], given: Sequence[Device]) -> None:
+        self.fitting = {n: [device for device in given if wish.fits(device)] for n, wish in wishes.items()}
+        self.spots: dict[int, _Spot] = {}
+        self._choices = {n: [_identity(device) for device in found] for n, found in self.fitting.items()}
+        self._holders: dict[_Spot, int] = {}
+
+    def place(self, n: int, closed: set[_Spot]) -> bool:
+        """Give wish *n* a device that is not *closed*, which grows by what was tried."""
+        choices = [spot for spot in self._choices[n] if spot not in closed]
+        free = next((spot for spot in choices if spot not in self._holders), None)
+        if free:
+            self._give(n, free)
+            return True
+        for spot in choices:
+            if spot not in closed:
+                closed.add(spot)
+                if self.place(self._holders[spot], closed):
+                    self._give(n, spot)
                     return True
         return False
 
-    return all(place(n, set()) for n in fitting)
+    def advance(self, n: int, settled: Set[_Spot]) -> None:
+        """Give wish *n* the first device that is not *settled* and whose holder, if any, can have another."""
+        before = self.spots[n]
+        del self._holders[before]
+        for spot in self._choices[n]:
+            holder = self._holders.get(spot)
+            if spot == before or (spot not in settled and (holder is None or self.place(holder, {*settled, spot}))):
+                self._holders[spot], self.spots[n] = n, spot
+                return
+
+    def _give(self, n: int, spot: _Spot) -> None:
+        if (before := self.spots.get(n)) and self._holders.get(before) == n:
+            del self._holders[before]
+        self._holders[spot], self.spots[n] = n, spot
 
 
 def _identity(device: Device) -> _Spot:
@@ -150,11 +167,8 @@ def _refuse_doubles(wishes: Sequence[Wish | None]) -> None:
 
 
 def _too_few(wishes: Mapping[int, Wish], given: Sequence[Device]) -> CniError:
-    fitting: dict[int, list[Device]] = {}
-    for n, wish in wishes.items():
-        fitting[n] = [device for device in given if wish.fits(device)]
-        if not _possible(fitting, set()):
-            break
+    match = _Match(wishes, given)
+    wish = next(wish for n, wish in wishes.items() if not match.place(n, set()))
     alike = replace(wish, id="", container="")
     rivals = [
         other.network for other in wishes.values() if (other.resource, other.claim) == (wish.resource, wish.claim)

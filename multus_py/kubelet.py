@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import grpc
 
 _SERVICE = "/v1.PodResourcesLister/"
+_DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two tries
 _CHANNEL = (
     ("grpc.max_receive_message_length", -1),  # bounded below, where it does not look like a busy kubelet
@@ -58,9 +59,10 @@ class Kubelet:
             return written
 
     def _written(self, ref: PodRef) -> tuple[Device, ...] | None:
-        # Both are kubelet's constants below its root folder: pod-resources/kubelet.sock is the other.
-        path = self.socket.parent.parent / "device-plugins/kubelet_internal_checkpoint"
-        return checkpoint.devices(path, ref.uid)
+        # Device plugins have one folder whatever kubelet's --root-dir is; distributions that move all of it exist.
+        folders = (self.socket.parent.parent / "device-plugins", _DEVICE_PLUGINS)
+        found = (checkpoint.devices(folder / "kubelet_internal_checkpoint", ref.uid) for folder in folders)
+        return next((devices for devices in found if devices is not None), None)
 
     def _persistently(self, ref: PodRef) -> tuple[Device, ...]:
         """Ask until kubelet answers: it limits how often it may be asked, and it may be starting anew."""

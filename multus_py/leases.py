@@ -78,8 +78,7 @@ class Slot:
     def clear(self) -> None:
         """Say that the device is free."""
         for folder in ("pci", "leases"):
-            for name in (f".{self.device}", self.device):
-                (self.folder / folder / name).unlink(missing_ok=True)
+            (self.folder / folder / self.device).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -101,6 +100,8 @@ class Leases:
             ) from cause
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+            for folder in ("pci", "leases"):  # what a writer that died did not finish
+                (self.folder / folder / f".{device}").unlink(missing_ok=True)
             yield Slot(self.folder, device)
         finally:
             os.close(descriptor)

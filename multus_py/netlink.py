@@ -223,32 +223,26 @@ def open(netns: str | None = None) -> "Netlink":
 
 
 def visit(netns: str | None, errand: Callable[[], T]) -> T:
-    """Run *errand* on a thread that enters *netns* and ends there; None runs it here, in our own namespace.
+    """Run *errand* in the namespace *netns* and come home; None runs it where the calling thread is.
 
-    The thread keeps the caller's file system, and /proc/sys/net is that of *netns*.
+    Only the calling thread goes (setns(2)): /proc/sys/net is that of *netns* for it, the file system stays. A thread of
+    its own would be safer by shape and costs 0.3 ms each time, a dozen times a pod.
     """
     if not netns:
         return errand()
     door = _namespace(netns)
-    answers: list[T] = []
-    troubles: list[BaseException] = []
-
-    def go() -> None:
+    try:
+        home = os.open(_OWN_NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
         try:
             _enter(door, netns)
-            answers.append(errand())
-        except BaseException as trouble:  # noqa: BLE001  carried to the caller, who raises it
-            troubles.append(trouble)
-
-    try:
-        thread = threading.Thread(target=go, name=f"visit {netns}")
-        thread.start()
-        thread.join()
+            try:
+                return errand()
+            finally:
+                _go_home(home)
+        finally:
+            os.close(home)
     finally:
         os.close(door)
-    if troubles:
-        raise troubles[0]
-    return answers[0]
 
 
 def create_namespace(path: str) -> None:
@@ -648,6 +642,13 @@ def _enter(door: int, path: str) -> None:
         # EINVAL: the file is no network namespace. ENOTTY and EBADF never come from a descriptor that we opened.
         error = NoNamespace if cause.errno == errno.EINVAL else NetlinkError
         raise error.of(f"enter the network namespace {path}", cause) from cause
+
+
+def _go_home(home: int) -> None:
+    try:
+        _libc("setns", home, _CLONE_NEWNET)
+    except OSError:
+        os.abort()  # a thread that is lost in a pod would do the next pod's work there: nothing is better than that
 
 
 def _libc(verb: str, *args: Any) -> None:

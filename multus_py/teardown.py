@@ -32,11 +32,12 @@ def attachments(page: Page, there: Sequence[Attachment], call: Call, node: Node)
 def chains(there: Sequence[Attachment], call: Call, node: Node) -> None:
     """Run DEL for every attachment, newest first."""
     _remove_at_once([one.ifname for one in there if node.chain.owns_interface(one, call)], call.netns)
-    steps = [partial(_detach, one, call, node) for one in reversed(there)]
+    steps = [partial(detach, one, call, node) for one in reversed(there)]
     finish(f"sandbox {call.container_id}: left behind, to be tried again", steps)
 
 
-def _detach(attachment: Attachment, call: Call, node: Node) -> None:
+def detach(attachment: Attachment, call: Call, node: Node) -> None:
+    """Run DEL for one attachment, then remove what was told about its device."""
     node.chain.delete(attachment, call)
     # Last: a plugin's DEL may read what was told about its device.
     device_info.remove(attachment.capabilities, node.config.device_info_dir)

@@ -46,7 +46,7 @@ class Reply:
     def json(self) -> Mapping[str, Any]:
         """Return the object in the body, an empty one when there is none."""
         try:
-            body = json.loads(self.body)
+            body = json.loads(self.body, object_hook=_lightened)
         except (ValueError, RecursionError):
             return {}
         return body if isinstance(body, Mapping) else {}
@@ -78,19 +78,26 @@ class Untrusted(CniError):
     """The server's certificate is not one that our configuration trusts."""
 
 
+def _lightened(table: dict[str, Any]) -> dict[str, Any]:
+    """Drop from an object, as soon as it is parsed, the notes of field managers: half of a list is made of them."""
+    table.pop("managedFields", None)
+    return table
+
+
 def interpreted(request: Request, reply: Reply, account: str, complaints: tuple[str, ...]) -> Mapping[str, Any]:
     """Return the object of a good reply; raise what any other one means.
 
     *account* names whose credentials were sent, *complaints* what was said while they were read.
     """
-    doing, why = request.doing, reply.explanation
-    if reply.status in _BUSY:
-        raise Again(f"cannot {doing}: the API server is not able to answer now: {why}", "try again", reply.wait)
+    doing = request.doing
     if 200 <= reply.status < 300:
         body = reply.json()
         if not body:
             raise Again(f"cannot {doing}: the API server answered with what is not a JSON object: {reply.body[:60]!r}")
         return body
+    why = reply.explanation
+    if reply.status in _BUSY:
+        raise Again(f"cannot {doing}: the API server is not able to answer now: {why}", "try again", reply.wait)
     if reply.status == 404:
         raise NotFound(_code_of_absence(request), f"cannot {doing}: {why}", _advice_on_absence(reply))
     if reply.status == 409 or (reply.status == 422 and "metadata.uid" in _refused_fields(reply)):

@@ -173,7 +173,6 @@ static bool read_head(struct answer *answer) {
     char *at = answer->text.at, *end = strstr(at, "\r\n\r\n");
     if (!end && answer->text.len < HEAD_LIMIT) return false;
     answer->head = end ? (size_t)(end - at) + 4 : answer->text.len;
-    answer->len = answer->text.len - answer->head;
     if (!end || strncmp(at, "HTTP/1.", 7) != 0 || at[8] != ' ') return true;
     for (char *line = strstr(at, "\r\n"); line < end; line = strstr(line + 2, "\r\n")) {
         if (strncasecmp(line + 2, "Content-Length:", 15) != 0) continue;
@@ -187,7 +186,11 @@ static bool read_head(struct answer *answer) {
 }
 
 static bool is_complete(struct answer *answer) {
-    return read_head(answer) && answer->text.len - answer->head >= answer->len;
+    if (!read_head(answer)) return false;
+    size_t have = answer->text.len - answer->head;
+    if (answer->status) return have >= answer->len;
+    answer->len = have; /* whatever it is, it ends with the connection: enough of it is read to be told */
+    return have >= HEAD_LIMIT;
 }
 
 /* Send the request and read the answer, both at once: a daemon may answer before it has read all. */
@@ -199,7 +202,8 @@ static enum outcome exchange(int fd, struct answer *answer) {
         if (poll(&peer, 1, left_until(call_end)) <= 0) continue;
         if (peer.revents & ~POLLOUT) {
             ssize_t got = recv(fd, chunk, sizeof chunk, MSG_DONTWAIT);
-            if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR)) return BROKEN;
+            if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
+                return answer->head && !answer->status ? ANSWERED : BROKEN;
             if (got > 0) put(&answer->text, chunk, (size_t)got);
             if (got > 0 && is_complete(answer)) return ANSWERED;
         } else {

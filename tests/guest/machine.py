@@ -47,7 +47,7 @@ class Guest:
     def _machine(self, out: Path) -> list[str]:
         (modules,) = (self.folder / "kernel/lib/modules").iterdir()
         (image,) = (self.folder / "kernel/boot").glob("vmlinuz-*")
-        line = f"console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off intel_iommu=on guest.modules={modules}"
+        line = f"console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off intel_iommu=on guest.modules={modules}"
         machine = [
             "qemu-system-x86_64", "-M", "q35,kernel-irqchip=split", "-accel", "tcg,thread=multi", "-cpu", "qemu64",
             "-smp", "2", "-m", "768", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",

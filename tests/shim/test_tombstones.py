@@ -5,9 +5,9 @@ import base64
 import json
 import os
 import re
+import shutil
 import socket
 import stat
-import subprocess
 import time
 from pathlib import Path
 
@@ -50,19 +50,11 @@ def test_only_root_may_read_it(box: Box) -> None:
 
 def test_it_is_on_the_disk_before_success_is_told(box: Box, tmp_path: Path) -> None:
     """The file is synced before it gets its name, and every folder that got a new name in it is synced, too."""
-    trace = tmp_path / "trace"
-    try:
-        subprocess.run(["strace", "-V"], capture_output=True, check=True)
-    except OSError:
-        pytest.skip("strace is missing")
-    calls = "trace=fsync,/^renameat2?$,exit_group"
-    traced = Box(box.folder, box.executable, ["strace", "-y", "-o", str(trace), "-e", calls])
-    assert traced.call("DEL").code == 0
-    told = re.findall(r"^(\w+)\((?:\d+<([^>]*)>)?", trace.read_text(), re.M)
+    told = _traced(box, tmp_path, "fsync,/^renameat2?$,exit_group")
     (tombstone,) = box.spool.iterdir()
     hidden = str(box.spool / f".{tombstone.name}")
     folder, cni, spool = (str(path) for path in (box.folder, box.spool.parent, box.spool))
-    assert [(verb.rstrip("2"), path) for verb, path in told] == [
+    assert [(name.rstrip("2"), path) for name, path in told] == [
         ("fsync", folder),
         ("fsync", cni),
         ("fsync", hidden),
@@ -89,6 +81,14 @@ def test_a_refused_del_is_kept_soon(box: Box) -> None:
         assert box.call("DEL", readinessTimeout=60).code == 0
     assert time.monotonic() - started < 10
     assert len(list(box.spool.iterdir())) == 1
+
+
+def test_a_refused_del_is_tried_once_more(box: Box, tmp_path: Path) -> None:
+    """A daemon that is just being replaced gets a second chance; one without a socket file does not."""
+    assert len(_traced(box, tmp_path, "connect")) == 1
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(box.folder / "multus.sock"))
+        assert len(_traced(box, tmp_path, "connect")) == 2
 
 
 @pytest.mark.parametrize(
@@ -198,6 +198,16 @@ def test_a_read_only_disk(box: Box) -> None:
     assert done.error["code"] == 11
     assert done.error["msg"].endswith(": Read-only file system")
     assert left == []
+
+
+def _traced(box: Box, folder: Path, calls: str) -> list[tuple[str, str]]:
+    """Run DEL; return those of its system calls, each with the path of its first descriptor."""
+    if not shutil.which("strace"):
+        pytest.skip("strace is missing")
+    trace = folder / "trace"
+    command = ["strace", "-y", "-o", str(trace), "-e", f"trace={calls}"]
+    assert Box(box.folder, box.executable, command).call("DEL", {"ASAN_OPTIONS": "detect_leaks=0"}).code == 0
+    return re.findall(r"^(\w+)\((?:\d+<([^>]*)>)?", trace.read_text(), re.M)
 
 
 def _on_tmpfs(box: Box, options: str, prepare: str, **keys: object) -> tuple[Done, list[str]]:
