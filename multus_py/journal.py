@@ -117,6 +117,13 @@ class Journal:
                 page.path.unlink(missing_ok=True)
             os.close(descriptor)
 
+    def written(self, container_id: str, ifname: str) -> float:
+        """Return when the page of a sandbox was last written, in seconds since the epoch; 0 when there is none."""
+        try:
+            return (self.folder / f"{container_id}@{ifname}").stat().st_mtime
+        except OSError:
+            return 0.0
+
     def sandboxes(self) -> list[tuple[str, str]]:
         """Return (container id, interface) of every page, damaged ones too."""
         try:

@@ -88,8 +88,11 @@ class Service:
         return None
 
     def replay(self, tombstone: Tombstone) -> None:
-        """Make up for one DEL."""
-        self.cni(tombstone.env, tombstone.stdin)
+        """Make up for one DEL, unless its sandbox was attached anew since: some runtimes use a container id again."""
+        call = calls.parse({"CNI_IFNAME": hotplug.PRIMARY, **tombstone.env}, tombstone.stdin)
+        node, _ = self.node(call)
+        if node.journal.written(call.container_id, call.ifname) <= tombstone.time:
+            self.cni(tombstone.env, tombstone.stdin)
 
     def node(self, call: Call) -> tuple[Node, Call]:
         """Return the node that the daemon's file and the call's own config describe, and the call for it."""

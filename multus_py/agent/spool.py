@@ -18,11 +18,12 @@ _DAMAGED = ".damaged"
 
 @dataclass(frozen=True)
 class Tombstone:
-    """One DEL as the runtime made it: environment and standard input."""
+    """One DEL as the runtime made it: environment and standard input, and when, in seconds since the epoch."""
 
     path: Path
     env: dict[str, str]
     stdin: bytes
+    time: float
 
     def remove(self) -> None:
         """The DEL was confirmed."""
@@ -57,9 +58,12 @@ class Spool:
 
 
 def decode(text: bytes, path: Path) -> Tombstone:
-    """Read a tombstone: an object with `env` and `config` in base64 (code 6 when it is none)."""
+    """Read a tombstone: `env`, `config` in base64 and `time` (code 6 when it is none)."""
     env, stdin = request(text)
-    return Tombstone(path, env, stdin)
+    time = json.loads(text).get("time")
+    if isinstance(time, bool) or not isinstance(time, int | float):
+        raise CniError(Code.DECODE, "the tombstone has no 'time'")
+    return Tombstone(path, env, stdin, time)
 
 
 def request(text: bytes) -> tuple[dict[str, str], bytes]:

@@ -284,3 +284,19 @@ def test_before_it_is_ready_only_delete_is_served(running, path):
     assert (400, 11) == (status, json.loads(text)["code"])
     assert 500 == running.get("/readyz")[0]
     assert (0, None) == running.call("DEL", "p")
+
+
+def test_a_late_delete_does_not_hit_a_newer_attachment(running, leftovers):
+    """Some runtimes use a container id again: a tombstone older than the sandbox's journal page is done with."""
+    running.start()
+    running.call("ADD", "p")
+    running.stop()
+    running.call("DEL", "p")
+    (tombstone,) = (running.folder / "cni/spool").iterdir()
+    body = json.loads(tombstone.read_text())
+    tombstone.write_text(json.dumps({**body, "time": body["time"] - 3600}))
+    running.start()
+    until(lambda: not running.spooled(), running.log)
+    assert (0, None) == running.call("CHECK", "p")
+    running.call("DEL", "p")
+    assert [] == leftovers(running)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import running
 from namespaces import Site
 
 from multus_py import netlink
@@ -152,7 +151,7 @@ def running_ip(*words: str) -> None:
 
 
 def test_an_announcement_is_the_frame_of_its_rfc() -> None:
-    """ARP: sender and target are the address, to everybody. NA: all nodes, override flag, hop limit 255, good checksum."""
+    """ARP: sender and target are the address. NA: all nodes, override flag, hop limit 255, checksum."""
     mac = bytes.fromhex("020000000001")
     arp = announce.arp(mac, ipaddress.IPv4Address("10.9.0.9"))
     assert b"\xff" * 6 + mac + b"\x08\x06" == arp[:14]
@@ -172,9 +171,8 @@ def test_the_schema_knows_what_meta_plugins_write() -> None:
     """multus-cni writes deviceID and pciBusID into the config: neither sends it to an executable."""
     from multus_py.schemas.keys import unknown
 
-    config = json.loads('{"type": "sriov", "deviceID": "0000:01:10.0", "pciBusID": "0000:01:10.0", "logLevel": "debug"}')
+    config = json.loads(
+        '{"type": "sriov", "deviceID": "0000:01:10.0", "pciBusID": "0000:01:10.0", "logLevel": "debug"}'
+    )
     assert [] == unknown(config, sriov.SCHEMA)
     assert ["rdmaIsolation"] == unknown({**config, "rdmaIsolation": True}, sriov.SCHEMA)
-
-
-assert running

@@ -31,7 +31,7 @@ def promises() -> list[str]:
 
 @dataclass
 class Report:
-    """What the guest's pytest said: for every function the texts of the cases that did not pass, empty for one that did."""
+    """What the guest's pytest said: for every function the texts of its cases that did not pass."""
 
     console: str
     cases: dict[str, list[str]] = field(default_factory=dict)

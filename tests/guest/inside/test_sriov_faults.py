@@ -23,7 +23,7 @@ from multus_py.cni.call import Call, cni_args
 from multus_py.cni.errors import CniError, Code
 from multus_py.plugins import Plugins
 
-STRIDE = 3  # every third step of the way: the others differ from it by one message to the kernel
+STRIDE = 4  # every fourth step of the way: the others differ from it by one message to the kernel
 
 
 def attached(card: nic.Nic, pods: Pods) -> tuple[Pod, str]:
@@ -257,7 +257,7 @@ def test_a_kill_at_any_step_leaves_nothing(kill: str, card: nic.Nic, pods: Pods)
     assert steps > 15
 
 
-PODS, SECONDS = 12, 20.0
+PODS, SECONDS = 12, 12.0
 
 
 def test_pods_that_compete_never_share_a_function(card: nic.Nic, pods: Pods, tmp_path: Path) -> None:

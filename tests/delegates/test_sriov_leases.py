@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leases on disk: one owner per device, whole or not there, and locked while somebody decides."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from multus_py.cni.errors import CniError, Code
+from multus_py.leases import Lease, Leases, Owner, boot_id
+
+DEVICE = "0000:01:10.0"
+MINE, OTHERS = Owner("c1", "net1", "/run/netns/one"), Owner("c1", "net2", "/run/netns/one")
+
+
+def lease(owner: Owner = MINE, **before: object) -> Lease:
+    """Return a lease of the device."""
+    return Lease(DEVICE, owner, before, boot_id())
+
+
+def test_a_lease_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Owner, boot and earlier state come back; a free device has none; clearing makes it free and leaves no file."""
+    leases = Leases(tmp_path)
+    with leases.hold(DEVICE) as slot:
+        assert slot.lease is None
+        slot.write(lease(name="eth2", rates=[0, 5]))
+    with leases.hold(DEVICE) as slot:
+        assert lease(name="eth2", rates=[0, 5]) == slot.lease
+        assert "/run/netns/one" == (tmp_path / "pci" / DEVICE).read_text()
+        assert "" == slot.foreign
+        slot.clear()
+        slot.clear()
+        assert slot.lease is None
+    assert [f"{DEVICE}.lock"] == [path.name for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_owner_is_container_and_interface(tmp_path: Path) -> None:
+    """What an attachment holds is found without its namespace; another interface of the container holds nothing."""
+    leases = Leases(tmp_path)
+    assert [] == leases.of(MINE)
+    with leases.hold(DEVICE) as slot:
+        slot.write(lease())
+    assert [DEVICE] == leases.of(Owner("c1", "net1", ""))
+    assert [] == leases.of(OTHERS)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"containerId": "c1"}'])
+def test_a_lease_that_cannot_be_read_counts_as_lost(text: str, tmp_path: Path) -> None:
+    """A damaged file neither stops others' deletes nor keeps the device for ever."""
+    leases = Leases(tmp_path)
+    with leases.hold(DEVICE) as slot:
+        slot.write(lease())
+    (tmp_path / "leases" / DEVICE).write_text(text)
+    assert [] == leases.of(MINE)
+    with leases.hold(DEVICE) as slot:
+        assert slot.lease is None
+
+
+def test_what_sriov_cni_wrote_is_foreign(tmp_path: Path) -> None:
+    """A namespace in sriov-cni's file without a lease of ours is somebody else's."""
+    with Leases(tmp_path).hold(DEVICE) as slot:
+        (tmp_path / "pci" / DEVICE).write_text("/run/netns/theirs")
+        assert "/run/netns/theirs" == slot.foreign
+
+
+def test_one_at_a_time_and_the_dead_let_go(tmp_path: Path) -> None:
+    """A second process waits for the lock, and gets it when the first is killed; its unfinished file is gone then."""
+    ready, begun = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with Leases(tmp_path).hold(DEVICE):
+            (tmp_path / "leases").mkdir()
+            (tmp_path / "leases" / f".{DEVICE}").write_text("half")
+            os.write(begun, b"x")
+            signal.pause()
+        os._exit(0)
+    os.read(ready, 1)
+    waiter = os.fork()
+    if waiter == 0:
+        with Leases(tmp_path).hold(DEVICE) as slot:
+            slot.write(lease())
+        os._exit(0)
+    assert (0, 0) == os.waitpid(waiter, os.WNOHANG)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert 0 == os.waitpid(waiter, 0)[1]
+    os.close(ready)
+    os.close(begun)
+    assert [DEVICE] == sorted(path.name for path in (tmp_path / "leases").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """Nothing is decided without the lock: the error names the file."""
+    (tmp_path / "pci").write_text("")
+    with pytest.raises(CniError, match=f"cannot lock device {DEVICE}") as caught, Leases(tmp_path).hold(DEVICE):
+        raise AssertionError
+    assert Code.IO == caught.value.code
