@@ -341,8 +341,7 @@ def _attach(
     capabilities = _capabilities(n == 0, asked, config.runtime_config or {})
     capabilities |= {"deviceID": device.id} if device else {}
     if device or _declares(conf, device_info.CAPABILITY):
-        told = device_info.path(config.device_info_dir, network.name, call.container_id, ifname)
-        capabilities[device_info.CAPABILITY] = str(told)
+        capabilities |= _device_file(network.name, ifname, call, config)
     return Attachment(
         name=network.name,
         conflist=conf,
@@ -353,6 +352,18 @@ def _attach(
         default_route=asked.default_route if asked else None,
         device=device,
     )
+
+
+def renamed(attachment: Attachment, ifname: str, call: Call, config: MultusConfig) -> Attachment:
+    """Return the same attachment under another interface name, and with the file that goes by it."""
+    told = attachment.capabilities
+    file = _device_file(attachment.name, ifname, call, config) if device_info.CAPABILITY in told else {}
+    return replace(attachment, ifname=ifname, capabilities={**told, **file})
+
+
+def _device_file(name: str, ifname: str, call: Call, config: MultusConfig) -> dict[str, str]:
+    path = device_info.path(config.device_info_dir, name, call.container_id, ifname)
+    return {device_info.CAPABILITY: str(path)}
 
 
 def _with_device(conf: Conflist, device: Device | None) -> Conflist:

@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from multus_py import device_info, devices, gateway, journal, netlink, network_status, plan, teardown
+from multus_py import attach, gateway, journal, netlink, plan, teardown
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Result
 from multus_py.journal import Entry, Page
 from multus_py.kube.store import NotFound, Pod, Unavailable
-from multus_py.kubelet import Kubelet
 from multus_py.node import Node
 from multus_py.plan import Attachment, NoNetwork
 
@@ -37,7 +36,7 @@ def add(call: Call, node: Node) -> dict[str, Any]:
         with node.journal.page(call.container_id, call.ifname) as page:
             if page.entry or page.damaged:  # an earlier try died half-way
                 teardown.sandbox(page, call, node)
-            attachments = plan.attachments(call, node.config, pod, node.store, _devices(call, node, pod))
+            attachments = plan.attachments(call, node.config, pod, node.store, attach.device_sources(call, node, pod))
             _refuse_taken_names(call.netns, attachments)
             ref = plan.pod_ref(call)
             page.write(
@@ -60,16 +59,10 @@ def _attach(page: Page, attachments: Sequence[Attachment], call: Call, node: Nod
         done = []
         for attachment in attachments:
             tried.append(attachment)
-            done.append(_attach_one(attachment, call, node))
+            done.append(attach.one(attachment, call, node))
         claimed = gateway.claims(attachments)
         done = _settle(attachments, done, claimed, call, node) if claimed else done
-        if pod and node.store:
-            statuses = [
-                status
-                for attachment, result in zip(attachments, done, strict=True)
-                for status in network_status.build(attachment, result, call.netns, _told(attachment, node))
-            ]
-            node.store.publish_status(pod, network_status.annotation(statuses))
+        attach.publish(zip(attachments, done, strict=True), call.netns, node, pod)
     except BaseException as error:
         try:
             teardown.attachments(page, tried, call, node)
@@ -77,35 +70,6 @@ def _attach(page: Page, attachments: Sequence[Attachment], call: Call, node: Nod
             error.add_note(f"and could not be taken back yet, DEL will: {trouble}")
         raise
     return done
-
-
-def _attach_one(attachment: Attachment, call: Call, node: Node) -> Result:
-    started = node.monotonic()
-    try:
-        _offer(attachment, node)
-        body = node.chain.add(attachment, call)
-    except CniError as error:
-        raise error.while_(f"network {attachment.name} as {attachment.ifname}") from error
-    took = (node.monotonic() - started) * 1000
-    log.info("ADD %s %s as %s in %.1f ms", call.container_id, attachment.name, attachment.ifname, took)
-    return results.read(body, attachment.conflist.version)
-
-
-def _offer(attachment: Attachment, node: Node) -> None:
-    """Hand on what the device plugin tells; what cannot be told is logged, for the interface matters more."""
-    try:
-        device_info.offer(attachment.capabilities, attachment.device, node.config.device_info_dir)
-    except CniError as error:
-        log.warning("network %s as %s: %s", attachment.name, attachment.ifname, error)
-
-
-def _told(attachment: Attachment, node: Node) -> dict[str, Any] | None:
-    """Return what is told of an attachment's device, for the pod; what cannot be read is logged."""
-    try:
-        return device_info.read(attachment.capabilities, node.config.device_info_dir)
-    except CniError as error:
-        log.warning("network %s as %s: %s", attachment.name, attachment.ifname, error)
-        return None
 
 
 def _settle(
@@ -233,17 +197,6 @@ def _pod(call: Call, node: Node) -> Pod | None:
             f"pod {ref} has the uid {pod.uid}, the runtime asks for {ref.uid}", "the pod was made anew: try again"
         )
     return pod
-
-
-def _devices(call: Call, node: Node, pod: Pod | None) -> Sequence[devices.Source] | None:
-    """Return who can tell which devices the pod was given: kubelet, then the claims; None when there is no pod."""
-    if pod is None or node.store is None:
-        return None
-    config = node.config
-    kubelet = Kubelet(config.pod_resources_socket, config.api_deadline, node.sleep, node.monotonic)
-    # The runtime knows a static pod by kubelet's uid, the API by another.
-    ref = replace(pod.ref, uid=call.arg("K8S_POD_UID") or pod.uid)
-    return partial(kubelet.devices, ref), partial(node.store.claimed, pod)
 
 
 def _refuse_own_namespace(call: Call) -> None:

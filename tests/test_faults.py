@@ -8,6 +8,7 @@ messages, new processes) and is killed just before the n-th, for every n. Links,
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,7 @@ def killed_before(n: int, stage: Stage, verb: str) -> bool:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         threading.setprofile(count)
+        sys.setprofile(count)
         try:
             told(stage, verb)
         finally:

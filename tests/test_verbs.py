@@ -3,6 +3,7 @@
 
 import json
 import threading
+import time
 
 import pytest
 from story import Stage, namespace
@@ -298,8 +299,8 @@ def test_two_calls_for_one_sandbox_wait_for_each_other(stage):
     stage.plugins.plugin("extra", ADD={"sleep": 0.6})
     adding = threading.Thread(target=stage.run, args=("ADD", "p"))
     adding.start()
-    while not stage.plugins.calls("extra", "ADD"):
-        pass
+    while adding.is_alive() and not stage.plugins.calls("extra", "ADD"):
+        time.sleep(0.01)
     stage.run("DEL", "p")
     adding.join()
     assert [] == stage.left()

@@ -3,13 +3,13 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from multus_py import network_status, plan, selection, teardown
-from multus_py.cni import result as results
+from multus_py import attach, device_info, plan, selection, teardown
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Result
@@ -38,7 +38,7 @@ def sandbox(call: Call, node: Node) -> Iterator[tuple[Page, Entry]]:
         yield page, Entry(node.config.name, call.container_id, PRIMARY, call.netns, there, plan.pod_ref(call), boot())
 
 
-def attach(attachment: Attachment, call: Call, node: Node, pod: Pod | None) -> Result:
+def plug(attachment: Attachment, call: Call, node: Node, pod: Pod | None) -> Result:
     """Attach one more network; on an error it is taken back and the page is as it was."""
     if attachment.default_route:
         raise CniError(
@@ -52,25 +52,25 @@ def attach(attachment: Attachment, call: Call, node: Node, pod: Pod | None) -> R
         grown = replace(entry, attachments=(*entry.attachments, attachment), netns=call.netns or entry.netns)
         page.write(grown)
         try:
-            body = node.chain.add(attachment, call)
+            result = attach.one(attachment, call, node)
             _publish(grown, call, node, pod)
         except BaseException as error:
             try:
-                node.chain.delete(attachment, call)
+                teardown.detach(attachment, call, node)
                 page.write(entry)
             except CniError as trouble:
                 error.add_note(f"and could not be taken back yet, the pod's DEL will: {trouble}")
             raise
-    return results.read(body, attachment.conflist.version)
+    return result
 
 
-def detach(ifname: str, call: Call, node: Node, pod: Pod | None) -> bool:
+def unplug(ifname: str, call: Call, node: Node, pod: Pod | None) -> bool:
     """Detach the network with the interface *ifname*; False when the journal knows none."""
     with sandbox(call, node) as (page, entry):
         found = next((item for item in entry.attachments if item.ifname == ifname and not item.primary), None)
         if found is None:
             return False
-        node.chain.delete(found, replace(call, netns=call.netns or entry.netns))
+        teardown.detach(found, replace(call, netns=call.netns or entry.netns), node)
         left = replace(entry, attachments=tuple(item for item in entry.attachments if item is not found))
         page.write(left)
         _publish(left, call, node, pod)
@@ -79,16 +79,9 @@ def detach(ifname: str, call: Call, node: Node, pod: Pod | None) -> bool:
 
 def _publish(entry: Entry, call: Call, node: Node, pod: Pod | None) -> None:
     """Write network-status anew from the kept results of all attachments."""
-    if pod is None or node.store is None:
-        return
-    told = [(attachment, node.chain.result(attachment, call)) for attachment in entry.attachments]
-    statuses = [
-        status
-        for attachment, result in told
-        if result is not None
-        for status in network_status.build(attachment, result, call.netns or entry.netns)
-    ]
-    node.store.publish_status(pod, network_status.annotation(statuses))
+    kept = [(attachment, node.chain.result(attachment, call)) for attachment in entry.attachments]
+    told = [(attachment, result) for attachment, result in kept if result is not None]
+    attach.publish(told, call.netns or entry.netns, node, pod)
 
 
 def wanted(call: Call, asked: Mapping[str, Any], node: Node, pod: Pod | None) -> Attachment:
@@ -106,11 +99,13 @@ def wanted(call: Call, asked: Mapping[str, Any], node: Node, pod: Pod | None) ->
 class Change:
     """What a new annotation means for the networks that are there."""
 
-    attach: tuple[Attachment, ...]
-    detach: tuple[Attachment, ...]
+    plug: tuple[Attachment, ...]
+    unplug: tuple[Attachment, ...]
 
 
-def compare(there: Sequence[Attachment], asked: Sequence[Attachment]) -> Change:
+def compare(
+    there: Sequence[Attachment], asked: Sequence[Attachment], rename: Callable[[Attachment, str], Attachment]
+) -> Change:
     """Return what has to be attached and detached; a network that is asked for as before stays, whatever its number.
 
     The cluster's networks are in both lists and stay. New ones get the first free net<N>, or the name they ask for.
@@ -127,21 +122,24 @@ def compare(there: Sequence[Attachment], asked: Sequence[Attachment]) -> Change:
             new.append(one)
     gone = tuple(item for item in left if not item.primary)
     taken = {item.ifname for item in there if item not in gone}
-    return Change(tuple(_named(new, taken)), gone)
+    return Change(plug=tuple(_named(new, taken, rename)), unplug=gone)
 
 
 def _wish(attachment: Attachment) -> tuple[Any, ...]:
     args = tuple(pair for pair in attachment.args if pair[0] in ("MAC", "IP"))
-    return attachment.name, args, dict(attachment.capabilities), attachment.default_route, attachment.primary
+    wishes = {key: value for key, value in attachment.capabilities.items() if key != device_info.CAPABILITY}
+    return attachment.name, args, wishes, attachment.default_route, attachment.device, attachment.primary
 
 
-def _named(new: Sequence[Attachment], taken: set[str]) -> Iterator[Attachment]:
+def _named(
+    new: Sequence[Attachment], taken: set[str], rename: Callable[[Attachment, str], Attachment]
+) -> Iterator[Attachment]:
     """Yield the new attachments, those with a number renumbered to what is free."""
     used = taken | {item.ifname for item in new if not _NUMBERED.match(item.ifname)}
     for item in new:
         if item.ifname in used and _NUMBERED.match(item.ifname):
             free = next(n for n in range(1, len(used) + 2) if f"net{n}" not in used)
-            item = replace(item, ifname=f"net{free}")  # noqa: PLW2901  the same one under a free name
+            item = rename(item, f"net{free}")  # noqa: PLW2901  the same one under a free name
         used.add(item.ifname)
         yield item
 
@@ -157,10 +155,12 @@ def follow(pod: Pod, node: Node, call_of: Any) -> Change:
         if entry.pod.uid and pod.uid and entry.pod.uid != pod.uid and not pod.is_static:
             continue
         call = call_of(entry)
-        change = compare(entry.attachments, plan.attachments(call, node.config, pod, node.store))
-        for attachment in reversed(change.detach):
-            detach(attachment.ifname, call, node, pod)
-        for attachment in change.attach:
-            attach(attachment, call, node, pod)
-        done = Change(done.attach + change.attach, done.detach + change.detach)
+        given = attach.device_sources(call, node, pod)
+        asked = plan.attachments(call, node.config, pod, node.store, given)
+        change = compare(entry.attachments, asked, partial(plan.renamed, call=call, config=node.config))
+        for attachment in reversed(change.unplug):
+            unplug(attachment.ifname, call, node, pod)
+        for attachment in change.plug:
+            plug(attachment, call, node, pod)
+        done = Change(done.plug + change.plug, done.unplug + change.unplug)
     return done

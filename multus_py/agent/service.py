@@ -34,7 +34,10 @@ log = logging.getLogger("multus_py")
 
 @dataclass
 class Service:
-    """All calls of one node. *config* is replaced whole when the file changes; the rest stays."""
+    """All calls of one node. *config* is replaced whole when the file changes; the rest stays.
+
+    *network* is the default network's conf as it was found on the node, *obstacle* why nothing can be attached to it.
+    """
 
     config: DaemonConfig
     store: KubeStore | None
@@ -42,10 +45,12 @@ class Service:
     metrics: Metrics
     lanes: Lanes
     serving: threading.Event = field(default_factory=threading.Event)
+    network: Mapping[str, str] = field(default_factory=dict)
+    obstacle: str = ""
 
     def ready(self) -> bool:
         """Tell whether ADD, CHECK, STATUS and GC are served."""
-        return self.serving.is_set()
+        return self.serving.is_set() and not self.obstacle
 
     def cni(self, env: Mapping[str, str], stdin: bytes) -> dict[str, Any] | None:
         """Answer a runtime's call; the result of ADD is in the caller's version."""
@@ -77,9 +82,9 @@ class Service:
         pod = self._pod(call) if call.verb in ("ADD", "DEL") else None
         attachment = hotplug.wanted(call, asked, node, pod)
         if call.verb == "ADD":
-            return results.write(hotplug.attach(attachment, call, node, pod), call.version)
+            return results.write(hotplug.plug(attachment, call, node, pod), call.version)
         if call.verb == "DEL":
-            if not hotplug.detach(call.ifname, call, node, pod):
+            if not hotplug.unplug(call.ifname, call, node, pod):
                 node.chain.delete(attachment, call)
         elif call.verb == "CHECK":
             node.chain.check(attachment, call)
@@ -96,7 +101,7 @@ class Service:
 
     def node(self, call: Call) -> tuple[Node, Call]:
         """Return the node that the daemon's file and the call's own config describe, and the call for it."""
-        settings = configs.parse(self.config.effective(call.config))
+        settings = configs.parse({**self.config.effective(call.config), **self.network})
         node = Node(
             config=settings,
             store=self.store,
@@ -127,9 +132,9 @@ class Service:
             log.warning("pod %s: its networks cannot be changed: %s", new.ref, error)
             self._event(new, "Warning", "FailedAttach", str(error))
             return
-        for attachment in change.attach:
+        for attachment in change.plug:
             self._event(new, "Normal", "AddedInterface", f"Add {attachment.ifname} from {attachment.name}")
-        for attachment in change.detach:
+        for attachment in change.unplug:
             self._event(new, "Normal", "RemovedInterface", f"Remove {attachment.ifname} from {attachment.name}")
 
     def _event(self, pod: Pod, kind: Any, reason: str, message: str) -> None:
@@ -152,8 +157,10 @@ class Service:
         if verb != "DEL" and not self.ready():
             raise NotReady(
                 Code.NOT_AVAILABLE if verb == "STATUS" else Code.TRY_AGAIN,
-                "the multus-py daemon is not ready",
-                "it waits for its first list of pods and definitions, or it is about to end",
+                self.obstacle or "the multus-py daemon is not ready",
+                "it waits for its first list of pods and definitions, or it is about to end"
+                if not self.obstacle
+                else "pods wait for the default network; what is there goes on",
             )
 
     def _timed(self, path: str, verb: str, answer: Any) -> dict[str, Any] | None:

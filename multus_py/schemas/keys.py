@@ -10,7 +10,9 @@ from typing import Any
 STANDARD = frozenset(
     ("cniVersion", "cniVersions", "name", "type", "capabilities", "runtimeConfig", "prevResult", "args", "ipam", "dns")
 )
-_FOLDED = frozenset(key.casefold() for key in STANDARD)
+# Written into every plugin's config of a network that is served by a device, as multus-cni does.
+_DEVICE = ("deviceID", "pciBusID")
+_FOLDED = frozenset(key.casefold() for key in (*STANDARD, *_DEVICE))
 
 
 def load(plugin_type: str) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def followed(running, networks):
     pod = node.store.pod(PodRef("default", "p"))
     call_of = partial(reconciler.call_for, verb="ADD", node=node)
     change = netlink.visit(running.host, lambda: hotplug.follow(pod, node, call_of))
-    return [item.ifname for item in change.attach], [item.ifname for item in change.detach]
+    return [item.ifname for item in change.plug], [item.ifname for item in change.unplug]
 
 
 def test_an_edited_annotation_is_followed(attached):
