@@ -15,7 +15,8 @@ from multus_py.cni.call import Call
 from multus_py.cni.delegate import Request
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import DNS, IP, Interface, Result
-from multus_py.delegates import announce, configure, requested, virtual_function
+from multus_py.delegates import announce, configure, requested, sriov_takeover, virtual_function
+from multus_py.delegates.sriov_takeover import Kept
 from multus_py.delegates.virtual_function import Before, Function
 from multus_py.fields import Fields
 from multus_py.leases import Lease, Leases, Owner, Slot, boot_id
@@ -329,6 +330,8 @@ def _give_back(call: Call) -> None:
     owner = _owner(call)
     if devices := leases.of(owner):
         configure.finish("give back", *(partial(_return, leases, device, owner) for device in devices))
+    elif kept := sriov_takeover.read(leases.folder, owner):
+        _return_kept(leases, kept, owner)
     elif device := _device(call, fields):
         with netlink.open() as host, leases.hold(device) as slot:
             _recover(host, slot, call)
@@ -340,6 +343,16 @@ def _return(leases: Leases, device: str, owner: Owner) -> None:
         if lease and lease.owner.same(owner):  # else somebody was faster
             _restore(host, lease, owner.netns or lease.owner.netns)
             slot.clear()
+
+
+def _return_kept(leases: Leases, kept: Kept, owner: Owner) -> None:
+    """Give back what sriov-cni gave away, unless somebody else has it by now."""
+    with netlink.open() as host, leases.hold(kept.device) as slot:
+        netns = slot.foreign
+        if slot.lease is None and (netns in ("", owner.netns) or not _lives(netns)):
+            virtual_function.restore(host, BUS, kept.device, kept.before, owner.netns or netns)
+            slot.clear()
+        kept.path.unlink(missing_ok=True)
 
 
 def _restore(host: Netlink, lease: Lease, netns: str) -> None:

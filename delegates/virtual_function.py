@@ -69,7 +69,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Before:
-    """How a function was before it was given away; *name* "" for one without an interface."""
+    """How a function was before it was given away; *name* "" for one without an interface, *mtu* 0 when unknown."""
 
     function: VirtualFunction
     name: str = ""
@@ -237,7 +237,7 @@ def _restore_macs(host: Netlink, function: Function, link: Link, before: Before)
 
 
 def _restore_link(host: Netlink, link: Link, before: Before) -> None:
-    if host.link(link.index).mtu != before.mtu:
+    if before.mtu not in (0, host.link(link.index).mtu):
         host.set_link(link.index, mtu=before.mtu)
 
 

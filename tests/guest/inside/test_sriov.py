@@ -9,7 +9,9 @@ import nic
 import pytest
 from pods import Pods
 
+from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
+from multus_py.plugins import Plugins
 
 
 def element(name: str, device: str, **more: Any) -> dict[str, Any]:
@@ -208,6 +210,39 @@ def test_sriov_cni_and_we_respect_each_other(card: nic.Nic, pods: Pods, netns: s
     assert pod.netns == told.read_text()
     pod.run("DEL")
     assert not told.exists()
+
+
+@pytest.mark.parametrize("told_netns", [True, False])
+def test_what_sriov_cni_gave_away_comes_home(told_netns: bool, card: nic.Nic, pods: Pods) -> None:
+    """DEL of an attachment that sriov-cni made reads its file; a device that has another owner by now is left alone."""
+    port, device = card.ports[0], card.ports[0].functions[4]
+    name = nic_name(card, device)
+    pods.network("net")
+    pod = pods.pod(element("net", device))
+    nic.run("ip", "link", "set", port.name, "vf", "4", "vlan", "55", "trust", "on")
+    nic.run("ip", "link", "set", name, "netns", Path(pod.netns).name, "name", "net1")
+    state = {"HostIFName": name, "SpoofChk": True, "Trust": False, "AdminMAC": card.before[name]["address"],
+             "EffectiveMAC": card.before[name]["address"], "Vlan": 0, "VlanQoS": 0, "VlanProto": 33024, "MinTxRate": 0,
+             "MaxTxRate": 0, "LinkState": 0}  # fmt: skip
+    folder = pods.folder / "sriov"
+    (folder / "pci").mkdir(parents=True)
+    kept = folder / f"{pod.name}-net1"
+    kept.write_text(json.dumps({"deviceID": device, "VFID": 4, "Master": port.name, "OrigVfState": state}))
+    (folder / "pci" / device).write_text(pod.netns)
+    config = {"name": "net", **pods.sriov()}
+    asked = Call("DEL", pod.name, pod.netns if told_netns else "", "net1", (), (), config)
+    if not told_netns:
+        (folder / "pci" / device).write_text("/proc/self/ns/net")  # a living namespace of somebody else
+        Plugins().run("sriov", asked)
+        assert device == nic.links(pod.netns)["net1"]["parentdev"]
+        assert "/proc/self/ns/net" == (folder / "pci" / device).read_text()
+        kept.write_text(json.dumps({"deviceID": device, "VFID": 4, "OrigVfState": state}))
+        (folder / "pci" / device).write_text(pod.netns)
+        pods.bury(pod)
+    Plugins().run("sriov", asked)
+    assert card.before == card.look()
+    assert not kept.exists()
+    assert not (folder / "pci" / device).exists()
 
 
 def test_a_program_driven_function_stays_where_it_is(card: nic.Nic, pods: Pods) -> None:
