@@ -7,8 +7,8 @@ The API server is a loopback double in a process of its own; the objects have th
 
 import argparse
 import json
+import logging
 import multiprocessing
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ def metadata(name: str, version: int, **annotations: str) -> dict[str, Any]:
     return {
         "namespace": f"team-{len(name)}",
         "name": name,
-        "uid": f"00000000-0000-0000-0000-{version:012d}",
+        "uid": f"00000000-0000-0000-0000-{name:->12}",
         "resourceVersion": str(version),
         "annotations": {**annotations, "kubectl.kubernetes.io/last-applied-configuration": "x" * 1000},
         "managedFields": managers,
@@ -71,7 +71,8 @@ class Double(BaseHTTPRequestHandler):
         kind = "pods" if parts.path.endswith("/pods") else "definitions"
         make = {"pods": pod, "definitions": definition}[kind]
         if "watch" in query:
-            return self.watch(kind, make)
+            self.watch(kind, make)
+            return
         first, limit, count = int(query.get("continue", 0)), int(query["limit"]), self.counts[kind]
         last = min(first + limit, count)
         about = {"resourceVersion": str(count), "continue": str(last) if last < count else ""}
@@ -165,8 +166,7 @@ def measure(asked: argparse.Namespace, kubeconfig: Path, port: int, relists: Any
         row.spent = time.process_time()  # type: ignore[attr-defined]
 
     row.spent = 0.0  # type: ignore[attr-defined]
-    import kubernetes.client
-    import kubernetes.config
+    import kubernetes.config  # noqa: F401  what the store will import; counted apart
     import tenacity  # noqa: F401
     import yaml  # noqa: F401
 
@@ -177,7 +177,9 @@ def measure(asked: argparse.Namespace, kubeconfig: Path, port: int, relists: Any
     kubeconfig.write_text(json.dumps(body))
     print(f"{'stage':<40} {'RSS MB':>8} {'peak MB':>8} {'CPU s':>8} {'threads':>8}")
     row("packages imported")
-    told = [0]
+    told, lists = [0], Lists()
+    logging.getLogger("multus_py").addHandler(lists)
+    logging.getLogger("multus_py").setLevel(logging.INFO)
     store = Watched(str(kubeconfig), 10, "node", Tempo(first=0.01, longest=0.05))
 
     def count(*_: object) -> None:
@@ -188,10 +190,10 @@ def measure(asked: argparse.Namespace, kubeconfig: Path, port: int, relists: Any
     wait(store.ready)
     row(f"{asked.definitions} definitions, {asked.pods} pods listed")
     for _ in range(asked.relists):
+        done = lists.count + 2
         for kind in relists.values():
             kind.value = 1
-        wait(lambda: not any(kind.value for kind in relists.values()))
-    time.sleep(1)
+        wait(lambda done=done: lists.count >= done)
     row(f"{asked.relists} lists anew")
     told[0] = 0
     updates.value = asked.updates
@@ -202,9 +204,18 @@ def measure(asked: argparse.Namespace, kubeconfig: Path, port: int, relists: Any
     store.close()
 
 
+class Lists(logging.Handler):
+    """Counts the lists that the store says are complete."""
+
+    count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += record.getMessage().startswith("listed")
+
+
 def threads() -> int:
     """Return how many threads this process has."""
-    return len(os.listdir("/proc/self/task"))
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """An interface in the pod gets what IPAM gave, and is compared with it later; IPAM itself is asked here too."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from multus_py import netlink
 from multus_py.cni.call import Call
 from multus_py.cni.delegate import Request
-from multus_py.cni.errors import CniError, Code, gathered
+from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import IP, Address, Result, Route
 from multus_py.cni.result import read as read_result
 from multus_py.fields import Fields
@@ -34,18 +34,6 @@ def ask_for(request: Request) -> None:
     """Ask the IPAM plugin for the verb of the call; nothing to do for an interface without addresses."""
     if kind := ipam_type(request.call):
         request.ask(kind, request.call)
-
-
-def finish(doing: str, *steps: Callable[[], None]) -> None:
-    """Run every step, whatever the one before met; then raise what they met as one error."""
-    troubles = []
-    for step in steps:
-        try:
-            step()
-        except CniError as trouble:
-            troubles.append(trouble)
-    if troubles:
-        raise gathered(doing, troubles)
 
 
 def release(request: Request, kind: str) -> None:

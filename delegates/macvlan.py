@@ -12,7 +12,7 @@ from multus_py.cni import names
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
 from multus_py.cni.delegate import Request
-from multus_py.cni.errors import CniError, Code
+from multus_py.cni.errors import CniError, Code, finish
 from multus_py.cni.result import DNS, IP, Interface, Result
 from multus_py.delegates import configure, requested
 from multus_py.fields import Fields
@@ -85,7 +85,7 @@ def delete(request: Request) -> None:
     """Remove the interface and release the addresses, each whatever the other met."""
     call = request.call
     # IPAM first: dhcp gives its lease back through the interface.
-    configure.finish(
+    finish(
         f"delete {call.ifname}",
         lambda: configure.ask_for(request),
         lambda: configure.remove_interface(call.netns, call.ifname),

@@ -13,7 +13,7 @@ from multus_py import netlink
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
 from multus_py.cni.delegate import Request
-from multus_py.cni.errors import CniError, Code
+from multus_py.cni.errors import CniError, Code, finish
 from multus_py.cni.result import DNS, IP, Interface, Result
 from multus_py.delegates import announce, configure, requested, sriov_takeover, virtual_function
 from multus_py.delegates.sriov_takeover import Kept
@@ -115,7 +115,7 @@ def delete(request: Request) -> None:
     """Release the addresses and give the function back, each whatever the other met."""
     call = request.call
     # IPAM first: dhcp gives its lease back through the interface.
-    configure.finish(f"delete {call.ifname}", lambda: configure.ask_for(request), lambda: _give_back(call))
+    finish(f"delete {call.ifname}", lambda: configure.ask_for(request), lambda: _give_back(call))
 
 
 def check(request: Request) -> None:
@@ -329,7 +329,7 @@ def _give_back(call: Call) -> None:
     leases = Leases(Path(fields.text("dataDir") or DATA_DIR))
     owner = _owner(call)
     if devices := leases.of(owner):
-        configure.finish("give back", *(partial(_return, leases, device, owner) for device in devices))
+        finish("give back", *(partial(_return, leases, device, owner) for device in devices))
     elif kept := sriov_takeover.read(leases.folder, owner):
         _return_kept(leases, kept, owner)
     elif device := _device(call, fields):

@@ -10,8 +10,7 @@ from functools import partial
 from typing import Any
 
 from multus_py import netlink
-from multus_py.cni.errors import CniError, Code
-from multus_py.delegates import configure
+from multus_py.cni.errors import CniError, Code, finish
 from multus_py.netlink import Link, Netlink, NetlinkError
 from multus_py.pci import Bus
 from multus_py.vf import ATTRIBUTES, NO_MAC, VLAN_PROTOCOLS, VirtualFunction
@@ -166,7 +165,7 @@ def restore(host: Netlink, bus: Bus, address: str, before: Before, netns: str) -
             partial(_restore_names, host, function, link, before),
             partial(host.set_link, link.index, up=before.up, alias=before.alias),
         ]
-    configure.finish(f"give back {function}", *steps)
+    finish(f"give back {function}", *steps)
 
 
 def _unfit(why: str, details: str) -> CniError:

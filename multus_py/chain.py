@@ -3,12 +3,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from multus_py.cni import result as results
 from multus_py.cni import versions
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError, Code, gathered
+from multus_py.cni.errors import CniError, Code, finish
 from multus_py.cni.result import Result
 from multus_py.plan import Attachment
 from multus_py.plugins import Plugins
@@ -55,14 +56,9 @@ class Chain:
         """Detach: every plugin is asked, last first, whatever another said; the result is kept until all confirmed."""
         conf = attachment.conflist
         kept = self.cache.result(attachment, call.container_id) if versions.has("CHECK", conf.version) else None
-        troubles = []
-        for plugin in reversed(conf.plugins):
-            try:
-                self.plugins.run(plugin["type"], self._call("DEL", attachment, plugin, call, kept))
-            except CniError as trouble:
-                troubles.append(trouble)
-        if troubles:
-            raise gathered(f"network {attachment.name} ({attachment.ifname})", troubles)
+        calls = [(plugin["type"], self._call("DEL", attachment, plugin, call, kept)) for plugin in conf.plugins]
+        steps = [partial(self.plugins.run, *told) for told in reversed(calls)]
+        finish(f"network {attachment.name} ({attachment.ifname})", *steps)
         self.cache.drop(attachment, call.container_id)
 
     def owns_interface(self, attachment: Attachment, call: Call) -> bool:
@@ -88,15 +84,12 @@ class Chain:
         if conf.disable_gc or not versions.has("GC", conf.version):
             return
         listed = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in sorted(valid)]
-        troubles = []
-        for plugin in conf.plugins:
-            told = {**plugin, VALID_ATTACHMENTS: listed, _OLD_VALID_ATTACHMENTS: listed}
-            try:
-                self.plugins.run(plugin["type"], self._call("GC", attachment, told, call, None))
-            except CniError as trouble:
-                troubles.append(trouble)
-        if troubles:
-            raise gathered(f"garbage collection of network {conf.name}", troubles)
+        told = {VALID_ATTACHMENTS: listed, _OLD_VALID_ATTACHMENTS: listed}
+        steps = [
+            partial(self.plugins.run, plugin["type"], self._call("GC", attachment, {**plugin, **told}, call, None))
+            for plugin in conf.plugins
+        ]
+        finish(f"garbage collection of network {conf.name}", *steps)
 
     def result(self, attachment: Attachment, call: Call) -> Result | None:
         """Return the kept result of an attachment."""
@@ -104,9 +97,10 @@ class Chain:
         return None if kept is None else results.read(kept, attachment.conflist.version)
 
     def amend(self, attachment: Attachment, call: Call, result: Result) -> None:
-        """Keep *result* in place of what the plugins said, so that a later prevResult agrees with the kernel."""
-        written = results.write(result, attachment.conflist.version)
-        self.cache.store(attachment, call.container_id, call.netns, written)
+        """Keep the routes of *result* in place of what the plugins said: a later prevResult agrees with the kernel."""
+        version = attachment.conflist.version
+        said = self.cache.result(attachment, call.container_id) or {}
+        self.cache.store(attachment, call.container_id, call.netns, results.rerouted(said, result, version))
 
     def _call(
         self,
@@ -130,6 +124,8 @@ class Chain:
             config["runtimeConfig"] = {**(own if isinstance(own, Mapping) else {}), **given}
         if previous is not None:
             config["prevResult"] = dict(previous)
+        if verb in ("STATUS", "GC"):  # of the network, not of one sandbox: libcni leaves these variables empty
+            return replace(call, verb=verb, container_id="", netns="", ifname="", args=(), config=config)
         return replace(call, verb=verb, ifname=attachment.ifname, args=attachment.args, config=config)
 
 

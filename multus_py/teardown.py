@@ -2,12 +2,12 @@
 """Taking down: finish whatever can be finished, gather the errors, forget only what every delegate confirmed."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from multus_py import device_info, netlink, plan, takeover
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError, gathered
+from multus_py.cni.errors import CniError, finish
 from multus_py.journal import Page
 from multus_py.node import Node
 from multus_py.plan import Attachment
@@ -33,7 +33,7 @@ def chains(there: Sequence[Attachment], call: Call, node: Node) -> None:
     """Run DEL for every attachment, newest first."""
     _remove_at_once([one.ifname for one in there if node.chain.owns_interface(one, call)], call.netns)
     steps = [partial(detach, one, call, node) for one in reversed(there)]
-    finish(f"sandbox {call.container_id}: left behind, to be tried again", steps)
+    finish(f"sandbox {call.container_id}: left behind, to be tried again", *steps)
 
 
 def detach(attachment: Attachment, call: Call, node: Node) -> None:
@@ -53,18 +53,6 @@ def _remove_at_once(ifnames: Sequence[str], netns: str) -> None:
                 kernel.delete_links(there)
     except CniError as error:
         log.debug("%s: not removed at once: %s", netns, error)  # each delegate's own DEL follows and tells
-
-
-def finish(doing: str, steps: Sequence[Callable[[], None]]) -> None:
-    """Run every step, whatever the others met; raise the gathered troubles at the end."""
-    troubles = []
-    for step in steps:
-        try:
-            step()
-        except CniError as trouble:
-            troubles.append(trouble)
-    if troubles:
-        raise gathered(doing, troubles)
 
 
 def known(page: Page, call: Call, node: Node) -> tuple[Attachment, ...]:

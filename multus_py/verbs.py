@@ -12,7 +12,7 @@ from typing import Any, Literal
 from multus_py import attach, gateway, journal, netlink, plan, teardown
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError, Code
+from multus_py.cni.errors import CniError, Code, finish
 from multus_py.cni.result import Result
 from multus_py.journal import Entry, Page
 from multus_py.kube.store import NotFound, Pod, Unavailable
@@ -56,10 +56,10 @@ def _attach(page: Page, attachments: Sequence[Attachment], call: Call, node: Nod
     """Run every chain, settle the default routes, publish the status; on an error take back what was tried."""
     tried: list[Attachment] = []
     try:
-        done = []
+        done: list[Result] = []
         for attachment in attachments:
             tried.append(attachment)
-            done.append(attach.one(attachment, call, node))
+            done.append(_attach_beside(attachments[: len(done)], attachment, call, node))
         claimed = gateway.claims(attachments)
         done = _settle(attachments, done, claimed, call, node) if claimed else done
         attach.publish(zip(attachments, done, strict=True), call.netns, node, pod)
@@ -70,6 +70,31 @@ def _attach(page: Page, attachments: Sequence[Attachment], call: Call, node: Nod
             error.add_note(f"and could not be taken back yet, DEL will: {trouble}")
         raise
     return done
+
+
+def _attach_beside(before: Sequence[Attachment], attachment: Attachment, call: Call, node: Node) -> Result:
+    """Attach one network; refuse it when its plugin takes away what it made for this sandbox before.
+
+    Some systems serve one interface a pod and replace it when they are asked again (Calico names its veth by the pod).
+    """
+    plugin = attachment.conflist.types[:1]
+    if plugin not in [other.conflist.types[:1] for other in before]:
+        return attach.one(attachment, call, node)
+    there = _link_names(call.netns)
+    result = attach.one(attachment, call, node)
+    if lost := sorted(there - _link_names(call.netns)):
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"network {attachment.name} as {attachment.ifname}: plugin {plugin[0]} took {', '.join(lost)} away, "
+            "which it made before",
+            "it serves one interface of a pod: choose a network of another type",
+        )
+    return result
+
+
+def _link_names(netns: str) -> set[str]:
+    with netlink.open(netns) as kernel:
+        return {link.name for link in kernel.links()}
 
 
 def _settle(
@@ -116,7 +141,13 @@ def check(call: Call, node: Node) -> None:
 def status(call: Call, node: Node) -> None:
     """Raise code 50 or 51 when an ADD would not succeed now."""
     _refuse_unready(node)
-    for attachment in plan.attachments(call, node.config, None, node.store):
+    try:
+        attachments = plan.attachments(call, node.config, None, node.store)
+    except CniError as error:
+        if error.code != Code.TRY_AGAIN:
+            raise
+        raise CniError(Code.NOT_AVAILABLE, error.msg, error.details) from error
+    for attachment in attachments:
         node.chain.status(attachment, call)
 
 
@@ -125,13 +156,11 @@ def gc(call: Call, node: Node) -> None:
     valid = _valid(call)
     known = node.journal.sandboxes()
     owners = {container_id for container_id, _ in known} | {container_id for container_id, _ in valid}
-    teardown.finish(
+    finish(
         "garbage collection",
-        [
-            *(partial(_collect, *one, call, node) for one in known if one not in valid),
-            *(partial(_collect_stray, one, call, node) for one in sorted(node.chain.cache.sandboxes() - owners)),
-            partial(_sweep, call, node),
-        ],
+        *(partial(_collect, *one, call, node) for one in known if one not in valid),
+        *(partial(_collect_stray, one, call, node) for one in sorted(node.chain.cache.sandboxes() - owners)),
+        partial(_sweep, call, node),
     )
 
 
@@ -162,7 +191,7 @@ def _sweep(call: Call, node: Node) -> None:
                 name = attachment.conflist.name
                 in_use.setdefault(name, (attachment, set()))[1].add((container_id, attachment.ifname))
     steps = [partial(node.chain.gc, one, call, left) for one, left in in_use.values()]
-    teardown.finish("garbage collection", steps)
+    finish("garbage collection", *steps)
 
 
 def _valid(call: Call) -> set[tuple[str, str]]:
@@ -215,8 +244,7 @@ def _refuse_own_namespace(call: Call) -> None:
 
 def _refuse_taken_names(netns: str, attachments: Sequence[Attachment]) -> None:
     """Refuse a name that something else has in the sandbox: taking back would remove what is not ours."""
-    with netlink.open(netns) as kernel:
-        there = {link.name for link in kernel.links()}
+    there = _link_names(netns)
     if taken := [attachment.ifname for attachment in attachments if attachment.ifname in there]:
         raise CniError(
             Code.INVALID_CONFIG,

@@ -122,7 +122,7 @@ def start(folder: Path, kubeconfig: str | None) -> Iterator[Cluster]:
         else:
             raise NoCluster("no kube-apiserver in $REF_BIN or on PATH (with etcd and openssl), and no KUBECONFIG")
         namespace = f"mpt-{secrets.token_hex(4)}"
-        _kubectl(admin, "apply", "-f", str(ROOT / "crds"))
+        _kubectl(admin, "apply", "-f", str(ROOT / "crds/network-attachment-definitions.yaml"))
         _kubectl(
             admin,
             "wait",
@@ -156,6 +156,7 @@ def _servers(folder: Path, binary: str) -> Iterator[tuple[Servers, Path, Path]]:
     api += [f"--service-account-signing-key-file={key}", "--service-cluster-ip-range=10.96.0.0/16"]
     # Pods are made by hand here: nobody makes service accounts.
     api += ["--disable-admission-plugins=ServiceAccount", "--endpoint-reconciler-type=none"]
+    api += ["--allow-privileged=true"]  # as on any cluster that has a network of its own
     with _process(folder, "etcd", etcd), _process(folder, "apiserver", api) as server:
         configs = [_kubeconfig(folder, api_url, user) for user in ("admin", "plugin", "stranger")]
         _wait_until_ready(configs[0], server)

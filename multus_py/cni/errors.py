@@ -5,7 +5,7 @@ CniError              anything that a runtime is told: code, message, details
  └─ PluginError       a delegate said it: its own code and message, passed through
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Self
 
@@ -73,11 +73,22 @@ class PluginError(CniError):
         )
 
 
-def gathered(doing: str, troubles: Iterable[CniError]) -> CniError:
-    """Return one error for several: the code of the first, the messages of all."""
-    told = list(troubles)
+def gathered(doing: str, troubles: Sequence[CniError]) -> CniError:
+    """Return one error for several: the code of the first, the words of all."""
     return CniError(
-        told[0].code,
-        f"{doing}: " + " / ".join(trouble.msg for trouble in told),
-        "; ".join(trouble.details for trouble in told if trouble.details),
+        troubles[0].code,
+        f"{doing}: " + " / ".join(trouble.msg for trouble in troubles),
+        "; ".join(trouble.details for trouble in troubles if trouble.details),
     )
+
+
+def finish(doing: str, *steps: Callable[[], object]) -> None:
+    """Run every step, whatever the others met; then raise all they met as one error."""
+    troubles = []
+    for step in steps:
+        try:
+            step()
+        except CniError as trouble:
+            troubles.append(trouble)
+    if troubles:
+        raise gathered(doing, troubles)

@@ -107,6 +107,20 @@ def write(result: Result, version: str) -> dict[str, Any]:
     return {"cniVersion": version, **_DIALECTS[version].write(result, version)}
 
 
+def rerouted(body: Mapping[str, Any], result: Result, version: str) -> dict[str, Any]:
+    """Return *body*, which a plugin said, with the routes of *result*; all else stays key for key as it was said.
+
+    Systems find their own state in it at DEL, also under keys that came with later versions than the body's.
+    """
+    written = write(result, version)
+    if _DIALECTS[version] is _PAIR:
+        return written
+    said = dict(zip(read(body, version).routes, _objects(body, "routes"), strict=True))
+    fresh = zip(result.routes, written.get("routes", ()), strict=True)
+    routes = [said.get(route, plain) for route, plain in fresh]
+    return {**{key: value for key, value in body.items() if key != "routes"}, **({"routes": routes} if routes else {})}
+
+
 # --- 0.3.0 to 1.1.0 -------------------------------------------------------------------------------------------------
 
 

@@ -46,6 +46,11 @@ class Copy(Generic[T]):
         with self._lock:
             self._ahead.clear()
 
+    def same(self, record: T) -> T:
+        """Return the record that the copy has already when it is of the same version: a new list then takes no room."""
+        known = self._kept.get((record.namespace, record.name))
+        return known if known and known.version == record.version != 0 else record
+
     def replace(self, found: Iterable[T], version: int) -> None:
         """Take the whole list, as of *version*: what is not in it is gone."""
         kept = {(each.namespace, each.name): each for each in found}

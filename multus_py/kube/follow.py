@@ -54,7 +54,7 @@ class Follower(Generic[T]):
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"watch the {collection.noun}", daemon=True)
         self._version = ""  # from where the next watch goes on; "": list first
-        self._alive = False  # the watch told something, or came to its regular end
+        self._alive = False  # the watch told something, or lasted for a second
         self._heard = -float("inf")  # monotonic time of the last word
         self._lost = 0.0  # monotonic time at which the watch broke
         self._connected = False
@@ -134,11 +134,13 @@ class Follower(Generic[T]):
             self._hear()
             if self._told:
                 log.info("%s goes on from version %s", request.doing, self._version)
-            for line in lines:
-                if self._over.is_set():
-                    return
-                self._take(line, request.doing)
-        self._alive |= time.monotonic() - started >= 1
+            try:
+                for line in lines:
+                    if self._over.is_set():
+                        return
+                    self._take(line, request.doing)
+            finally:
+                self._alive |= time.monotonic() - started >= 1
 
     def _list(self) -> None:
         """Read everything, page by page, and only then let it take the place of the copy."""
@@ -147,7 +149,7 @@ class Follower(Generic[T]):
         version = ""
         doing = f"list the {self._collection.noun}"
         for page in self._collection.pages(lambda one: self._account.ask(one, time.monotonic() + self._tempo.page)):
-            found += [record for each in page.items if (record := self._record(each, doing))]
+            found += [self.copy.same(record) for each in page.items if (record := self._record(each, doing))]
             version = page.version
             self._hear()
         if not version:
@@ -194,8 +196,9 @@ class Follower(Generic[T]):
         self._heard = time.monotonic()
 
     def _disconnected(self) -> None:
-        if self._connected:
-            self._connected, self._lost = False, time.monotonic()
+        if self._connected and self._alive:  # one that never said anything does not show that the copy is right
+            self._lost = time.monotonic()
+        self._connected = False
 
 
 def _parsed(line: bytes, doing: str) -> Mapping[str, Any]:

@@ -68,6 +68,9 @@ class Outbox:
                 self._send(request)
             except CniError as error:
                 self._lose(str(error))
+            except Exception:  # a thread that ends would leave all later ones untold
+                log.exception("a defect in sending: cannot %s", request.doing)
+                self._lose("one Event is lost to it")
             finally:
                 with self._changed:
                     self._sending = False

@@ -303,6 +303,22 @@ def test_an_untrusted_certificate_is_not_tried_again(apiserver: Cluster, tmp_pat
     assert int(Code.INVALID_CONFIG) == caught.value.code
 
 
+def test_a_renewed_authority_is_trusted_without_a_restart(apiserver: Cluster, tmp_path: Path) -> None:
+    """After a refusal of the certificate the kubeconfig is read again: a process that lives long gets over it."""
+    right = apiserver.plugin.read_text()
+    body = json.loads(right)
+    if not body["clusters"][0]["cluster"].pop("certificate-authority", None):
+        pytest.skip("the kubeconfig of this cluster names no authority's file")
+    path = tmp_path / "renewed.kubeconfig"
+    path.write_text(json.dumps(body))
+    store = ApiServer(str(path), 20)
+    with pytest.raises(CniError, match="not trusted"):
+        store.pod(REF)
+    path.write_text(right)
+    with pytest.raises(NotFound):
+        store.pod(REF)
+
+
 def test_a_stranger_is_told_which_permission_is_missing(apiserver: Cluster) -> None:
     """A real server's refusal carries our advice."""
     if apiserver.stranger is None:

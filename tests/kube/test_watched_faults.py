@@ -326,6 +326,15 @@ def test_a_server_that_is_gone_for_a_while_is_found_again(connect: Connect) -> N
         assert [] == asked(script, "pods")
 
 
+def test_watches_that_open_and_fail_at_once_do_not_keep_the_copy_trusted(connect: Connect) -> None:
+    """A server that grants every watch and then tells an error has not shown that the copy is right."""
+    failing = streamed({"type": "ERROR", "object": {"code": 500, "message": "etcd is down"}})
+    live = reply(200, pod(networks="live"))
+    with playing(routed(pods=[listed(3, pod())], watch_pods=[failing], other=[live])) as script:
+        store = started(connect(script, QUICK))
+        eventually(lambda: store.pod(REF).annotations[NETWORKS] == "live")
+
+
 def test_a_rotated_token_is_read_again_by_the_watches(connect: Connect, tmp_path: Path) -> None:
     """401 for a list, and for a watch, is answered with the new content of the token file."""
     token = tmp_path / "token"
