@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path += [str(Path(__file__).parents[1] / "tests"), str(Path(__file__).parents[1] / "tests" / "agent")]
+sys.path += [str(Path(__file__).parents[1] / "tests")]
 
 from running import Running
 from story import Stage, namespace

@@ -6,8 +6,8 @@ import ipaddress
 from pathlib import Path
 from typing import Any
 
+import plugin_run
 import pytest
-import running
 import witness
 from namespaces import Site, namespace
 
@@ -30,14 +30,14 @@ def config(folder: Path | None = None, **more: Any) -> dict[str, Any]:
 
 def add(place: Site, body: dict[str, Any], container: str = "c1") -> dict[str, Any]:
     """Add and return the result."""
-    result = running.native(running.call("ADD", body, place, container), place)
+    result = plugin_run.native(plugin_run.call("ADD", body, place, container), place)
     assert result
     return result
 
 
 def delete(place: Site, body: dict[str, Any], container: str = "c1") -> None:
     """Delete."""
-    running.native(running.call("DEL", body, place, container), place)
+    plugin_run.native(plugin_run.call("DEL", body, place, container), place)
 
 
 def port(host: Netlink) -> netlink.Link:
@@ -83,7 +83,7 @@ def test_the_pods_interface_stays_down_when_it_is_disabled(place: Site, pod: Net
 )
 def test_a_trunk_is_read(trunk: list[dict[str, int]], ranges: tuple[tuple[int, int], ...], place: Site) -> None:
     """vlanTrunk holds single ids and ranges."""
-    assert bridge.parse(running.call("ADD", config(vlanTrunk=trunk), place)).trunk == ranges
+    assert bridge.parse(plugin_run.call("ADD", config(vlanTrunk=trunk), place)).trunk == ranges
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_trunk_is_read(trunk: list[dict[str, int]], ranges: tuple[tuple[int, i
 def test_a_wrong_trunk_is_refused_with_its_place(trunk: list[Any], why: str, place: Site) -> None:
     """A mistake in vlanTrunk names the entry and what is wrong with it."""
     with pytest.raises(CniError, match=why) as caught:
-        bridge.parse(running.call("ADD", config(vlanTrunk=trunk), place))
+        bridge.parse(plugin_run.call("ADD", config(vlanTrunk=trunk), place))
     assert caught.value.code == Code.INVALID_CONFIG
     assert "vlanTrunk" in caught.value.msg
 
@@ -236,8 +236,8 @@ def test_check_sees_every_damage(damage: str, place: Site, host: Netlink, pod: N
     """CHECK passes on what ADD made and names what somebody changed since."""
     body = config(tmp_path, isDefaultGateway=True)
     body["prevResult"] = add(place, body)
-    check = running.call("CHECK", body, place)
-    running.native(check, place)
+    check = plugin_run.call("CHECK", body, place)
+    plugin_run.native(check, place)
     index = pod.link("net1").index
     deeds = {
         "down": lambda: pod.set_link(index, up=False),
@@ -250,7 +250,7 @@ def test_check_sees_every_damage(damage: str, place: Site, host: Netlink, pod: N
     }
     deeds[damage]()
     with pytest.raises(CniError) as caught:
-        running.native(check, place)
+        plugin_run.native(check, place)
     assert "net1" in caught.value.msg or "c1" in caught.value.msg
 
 
@@ -258,7 +258,7 @@ def test_check_without_prevresult_is_refused(place: Site) -> None:
     """CHECK has nothing to compare with when the runtime sends no prevResult."""
     add(place, config())
     with pytest.raises(CniError, match="prevResult is missing"):
-        running.native(running.call("CHECK", config(), place), place)
+        plugin_run.native(plugin_run.call("CHECK", config(), place), place)
 
 
 def test_firewall_keys_are_not_for_us(place: Site) -> None:
@@ -292,8 +292,8 @@ def test_pods_attach_at_once_to_a_bridge_that_is_not_there_yet(place: Site, host
 
 def test_status_asks_the_ipam(place: Site, tmp_path: Path) -> None:
     """STATUS passes for a usable pool and fails with code 50 for one that cannot be written."""
-    running.native(running.call("STATUS", config(tmp_path), place), place)
+    plugin_run.native(plugin_run.call("STATUS", config(tmp_path), place), place)
     (tmp_path / "file").touch()
     with pytest.raises(CniError) as caught:
-        running.native(running.call("STATUS", config(tmp_path / "file"), place), place)
+        plugin_run.native(plugin_run.call("STATUS", config(tmp_path / "file"), place), place)
     assert caught.value.code == Code.NOT_AVAILABLE

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import plugin_run
 import pytest
-import running
 import witness
 from namespaces import Site, site
 
 from multus_py import netlink
 from multus_py.cni.errors import CniError
 
-pytestmark = pytest.mark.skipif(not (running.BIN / "bridge").exists(), reason="needs the reference plugins")
+pytestmark = pytest.mark.skipif(not (plugin_run.BIN / "bridge").exists(), reason="needs the reference plugins")
 
 POOL = {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/24"}]]}
 POOL6 = {"type": "host-local", "ranges": [[{"subnet": "fd09::/64"}]]}
@@ -296,7 +296,7 @@ class Side:
             config["ipam"]["dataDir"] = str(self.data_dir)
         if previous and verb != "ADD" and case.version >= "0.4.0":
             config["prevResult"] = previous
-        return self.run(running.call(verb, config, self.places[n], f"c{n}", case.args), self.places[n])
+        return self.run(plugin_run.call(verb, config, self.places[n], f"c{n}", case.args), self.places[n])
 
 
 @pytest.fixture
@@ -310,7 +310,7 @@ def sides(tmp_path: Path) -> Iterator[Callable[[Case], tuple[Side, Side]]]:
 
         def twins(case: Case) -> tuple[Side, Side]:
             made = []
-            for run, folder in ((running.native, "native"), (running.executable, "executable")):
+            for run, folder in ((plugin_run.native, "native"), (plugin_run.executable, "executable")):
                 first = stack.enter_context(site())
                 rest = [Site(first.host, stack.enter_context(namespace())) for _ in range(case.pods - 1)]
                 with netlink.open(first.host) as kernel:

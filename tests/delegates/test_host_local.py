@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import plugin_run
 import pytest
-import running
 import witness
 from namespaces import Site
 
@@ -30,15 +30,15 @@ def config(folder: Path, *subnets: str, **more: Any) -> dict[str, Any]:
     return {"cniVersion": "1.0.0", "name": "net", "type": "host-local", "ipam": ipam, **more}
 
 
-def addresses(body: dict[str, Any], container: str, run: Any = running.native) -> list[str]:
+def addresses(body: dict[str, Any], container: str, run: Any = plugin_run.native) -> list[str]:
     """Add and return the addresses given."""
-    result = run(running.call("ADD", body, NOWHERE, container), NOWHERE)
+    result = run(plugin_run.call("ADD", body, NOWHERE, container), NOWHERE)
     return [ip["address"] for ip in result["ips"]]
 
 
-def delete(body: dict[str, Any], container: str, run: Any = running.native) -> None:
+def delete(body: dict[str, Any], container: str, run: Any = plugin_run.native) -> None:
     """Delete."""
-    run(running.call("DEL", body, NOWHERE, container), NOWHERE)
+    run(plugin_run.call("DEL", body, NOWHERE, container), NOWHERE)
 
 
 def held(folder: Path) -> set[str]:
@@ -50,20 +50,20 @@ def test_the_two_take_turns_in_one_pool(tmp_path: Path) -> None:
     """Native delegate and executable give from one pool without giving an address twice, and free each other's."""
     body = config(tmp_path)
     given = []
-    for n, run in enumerate([running.native, running.executable] * 2):
+    for n, run in enumerate([plugin_run.native, plugin_run.executable] * 2):
         given += addresses(body, f"c{n}", run)
     assert given == ["10.9.0.2/29", "10.9.0.3/29", "10.9.0.4/29", "10.9.0.5/29"]
-    delete(body, "c0", running.executable)
-    delete(body, "c1", running.native)
+    delete(body, "c0", plugin_run.executable)
+    delete(body, "c1", plugin_run.native)
     assert held(tmp_path) == {"10.9.0.4", "10.9.0.5"}
-    assert addresses(body, "c4", running.executable) == ["10.9.0.6/29"]
+    assert addresses(body, "c4", plugin_run.executable) == ["10.9.0.6/29"]
     assert addresses(body, "c5") == ["10.9.0.2/29"]
 
 
 def test_many_at_once_get_different_addresses(tmp_path: Path) -> None:
     """Native delegates and executables that ask at the same time get each their own address."""
     body = config(tmp_path, "10.9.0.0/24")
-    runs = [running.native, running.executable] * 15
+    runs = [plugin_run.native, plugin_run.executable] * 15
     with ThreadPoolExecutor(6) as workers:
         given = list(workers.map(lambda item: addresses(copy.deepcopy(body), f"c{item[0]}", item[1]), enumerate(runs)))
     assert len({item[0] for item in given}) == len(runs) == len(held(tmp_path))
@@ -108,7 +108,7 @@ def test_an_empty_file_of_a_killed_process_is_taken_over(tmp_path: Path) -> None
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "10.9.0.2").touch()
     with pytest.raises(CniError):
-        addresses(body, "c1", running.executable)
+        addresses(body, "c1", plugin_run.executable)
     assert addresses(body, "c1") == ["10.9.0.2/30"]
     assert witness.reservations(tmp_path / "net")["10.9.0.2"] == "c1\r\nnet1"
     delete(body, "c1")
@@ -197,10 +197,10 @@ def test_check_finds_the_reservation_or_says_it_is_gone(tmp_path: Path) -> None:
     """CHECK passes while the file is there and fails after it went."""
     body = config(tmp_path)
     addresses(body, "c1")
-    running.native(running.call("CHECK", body, NOWHERE, "c1"), NOWHERE)
+    plugin_run.native(plugin_run.call("CHECK", body, NOWHERE, "c1"), NOWHERE)
     (tmp_path / "net" / "10.9.0.2").unlink()
     with pytest.raises(CniError, match="Failed to find address added by container c1"):
-        running.native(running.call("CHECK", body, NOWHERE, "c1"), NOWHERE)
+        plugin_run.native(plugin_run.call("CHECK", body, NOWHERE, "c1"), NOWHERE)
 
 
 def test_strange_things_in_the_pool_are_nobodys(tmp_path: Path) -> None:
@@ -225,9 +225,9 @@ def test_name_servers_come_from_the_resolv_conf(tmp_path: Path) -> None:
         "# no\n; no\nnameserver 10.0.0.1\nnameserver fd00::1\nsearch a.b c.d\ndomain e.f\noptions ndots:5 rotate\n\n"
     )
     results = []
-    for n, run in enumerate((running.native, running.executable)):
+    for n, run in enumerate((plugin_run.native, plugin_run.executable)):
         body = config(tmp_path / str(n), ipam={"resolvConf": str(file)})
-        result = run(running.call("ADD", body, NOWHERE), NOWHERE)
+        result = run(plugin_run.call("ADD", body, NOWHERE), NOWHERE)
         assert result
         results.append(result["dns"])
     assert results[0] == results[1]
@@ -245,7 +245,7 @@ def test_reading_the_pool_waits_for_whoever_holds_it(tmp_path: Path) -> None:
     addresses(body, "c0")
     with ThreadPoolExecutor(1) as worker:
         with pool.opened(str(tmp_path), "net") as files:
-            pending = worker.submit(addresses, body, "c1", running.executable)
+            pending = worker.submit(addresses, body, "c1", plugin_run.executable)
             with pytest.raises(TimeoutError):
                 pending.result(timeout=0.3)
             assert files.reserve(ipaddress.ip_address("10.9.0.3"), "somebody\r\nnet1")

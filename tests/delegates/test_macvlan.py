@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import plugin_run
 import pytest
-import running
 import witness
 from namespaces import Site, namespace
 
@@ -39,14 +39,14 @@ def config(folder: Path | None = None, subnet: str = "10.9.0.0/24", **more: Any)
 
 def add(place: Site, body: dict[str, Any]) -> dict[str, Any]:
     """Add and return the result."""
-    result = running.native(running.call("ADD", body, place), place)
+    result = plugin_run.native(plugin_run.call("ADD", body, place), place)
     assert result
     return result
 
 
 def delete(place: Site, body: dict[str, Any]) -> None:
     """Delete."""
-    running.native(running.call("DEL", body, place), place)
+    plugin_run.native(plugin_run.call("DEL", body, place), place)
 
 
 def test_the_broadcast_queue_has_the_asked_length(place: Site, pod: Netlink) -> None:
@@ -62,7 +62,7 @@ def test_the_master_may_be_an_interface_of_the_pod(place: Site, pod: Netlink, tm
     body["prevResult"] = add(place, body)
     assert pod.link("net1").parent == pod.link("mptup").index
     assert pod.link("net1").parent_netns is None
-    running.native(running.call("CHECK", body, place), place)
+    plugin_run.native(plugin_run.call("CHECK", body, place), place)
     delete(place, body)
     assert pod.find_link("net1") is None
     assert pod.find_link("mptup") is not None
@@ -138,7 +138,7 @@ def test_check_sees_every_damage(damage: str, place: Site, host: Netlink, pod: N
     """CHECK passes on what ADD made and fails on a mode, master, kind or address that is not its own any more."""
     body = config(tmp_path)
     body["prevResult"] = add(place, body)
-    running.native(running.call("CHECK", body, place), place)
+    plugin_run.native(plugin_run.call("CHECK", body, place), place)
     made = pod.link("net1")
     if damage == "mode":
         body["mode"] = "private"
@@ -150,12 +150,12 @@ def test_check_sees_every_damage(damage: str, place: Site, host: Netlink, pod: N
     else:
         pod.delete_address(made.index, ipaddress.ip_interface("10.9.0.2/24"))
     with pytest.raises(CniError):
-        running.native(running.call("CHECK", body, place), place)
+        plugin_run.native(plugin_run.call("CHECK", body, place), place)
 
 
 def test_status_says_that_the_master_is_missing(place: Site) -> None:
     """STATUS is code 50 without the master, and passes with it."""
-    running.native(running.call("STATUS", config(), place), place)
+    plugin_run.native(plugin_run.call("STATUS", config(), place), place)
     with pytest.raises(CniError, match="mptnone") as caught:
-        running.native(running.call("STATUS", config(master="mptnone"), place), place)
+        plugin_run.native(plugin_run.call("STATUS", config(master="mptnone"), place), place)
     assert caught.value.code == Code.NOT_AVAILABLE

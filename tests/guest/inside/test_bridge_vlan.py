@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import nic
+import plugin_run
 import pytest
-import running
 import witness
 from namespaces import Site, namespace
 
-RUNNERS = {"native": running.native, "executable": running.executable}
+RUNNERS = {"native": plugin_run.native, "executable": plugin_run.executable}
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def config(folder: Path, **keys: Any) -> dict[str, Any]:
 
 def add(place: Site, body: dict[str, Any], kind: str = "native", container: str = "c1") -> dict[str, Any]:
     """Add net1 and return the result."""
-    result = RUNNERS[kind](running.call("ADD", body, place, container), place)
+    result = RUNNERS[kind](plugin_run.call("ADD", body, place, container), place)
     assert result
     return result
 
@@ -73,7 +73,7 @@ def test_a_vlan_is_as_the_executable_sets_it(gateway: bool, tmp_path: Path) -> N
                 if item["family"] == "inet" and link["ifname"] != "lo"
             )
             seen[kind] = (plain(place.host), told, result["ips"], bridge, holders)
-            run(running.call("DEL", {**body, "prevResult": result}, place), place)
+            run(plugin_run.call("DEL", {**body, "prevResult": result}, place), place)
             seen[kind] += (plain(place.host),)
     assert seen["executable"] == seen["native"]
     assert any(vlan["vlan"] == 100 for _, found in seen["native"][0] for vlan in found)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from node import ROOT, Node, definition, pod, until
+from cluster_node import ROOT, Node, definition, pod, until
 
 from multus_py import netlink
 
@@ -35,7 +35,7 @@ def node(tmp_path_factory):
     folder = tmp_path_factory.mktemp("node")
     node = Node(_KUBECONFIG, Path(_FOLDERS[0]), Path(_FOLDERS[1]), folder, f"mpt-{secrets.token_hex(3)}")
     subprocess.run(
-        ["kubectl", "--kubeconfig", _KUBECONFIG, "apply", "-f", str(ROOT / "crds")], check=True, capture_output=True
+        ["kubectl", "--kubeconfig", _KUBECONFIG, "apply", "-k", str(ROOT / "crds")], check=True, capture_output=True
     )
     node.kubectl("create", "namespace", node.namespace)
     tag = secrets.token_hex(2)
