@@ -60,6 +60,10 @@ class MultusConfig:
     exec_timeout: float = 120.0
     readiness_timeout: float = 45.0
 
+    def path(self, given: tuple[str, ...]) -> tuple[str, ...]:
+        """Return where executables are sought: our own folder first, then the runtime's CNI_PATH."""
+        return (self.bin_dir, *(folder for folder in given if folder != self.bin_dir))
+
 
 def parse(body: Mapping[str, Any]) -> MultusConfig:
     """Read the config; code 7 names the key that is wrong. Keys that only the original used are read and let be."""

@@ -113,7 +113,7 @@ class Service:
             sleep=time.sleep,
             monotonic=time.monotonic,
         )
-        return node, replace(call, path=(settings.bin_dir, *call.path))
+        return node, replace(call, path=settings.path(call.path))
 
     def own_node(self) -> Node:
         """Return the node that the daemon's file alone describes: for work that no runtime asked for."""

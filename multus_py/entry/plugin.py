@@ -43,7 +43,7 @@ def handle(call: Call, env: Mapping[str, str]) -> dict[str, Any] | None:
         )
     settings = config.parse(call.config)
     logs.start(settings)
-    call = replace(call, path=(settings.bin_dir, *call.path))
+    call = replace(call, path=settings.path(call.path))
     node = assemble(settings, env)
     return verbs.STORIES[call.verb](call, node)
 

@@ -10,7 +10,9 @@ import story
 from story import Stage
 
 from multus_py import netlink
+from multus_py.attached import Sandbox, Survey
 from multus_py.cni.errors import CniError
+from multus_py.pci import Bus
 
 DEFAULT = {"cniVersion": "1.1.0", "name": "default", "plugins": [{"type": "passthru"}]}
 
@@ -77,6 +79,11 @@ class Pods:
         """Return the devices that are leased."""
         folder = self.folder / "sriov/leases"
         return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+    def shown(self) -> list[Sandbox]:
+        """Return what `multus-py status` would show."""
+        node = self.stage.node()
+        return list(Survey(node.journal, node.chain.cache, Bus()).sandboxes())
 
     def delete_all(self) -> None:
         """Delete all pods; a test that wants to see an error of it deletes its pods itself."""

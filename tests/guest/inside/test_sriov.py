@@ -61,6 +61,12 @@ def test_attributes_reach_the_port_and_are_taken_back(card: nic.Nic, pods: Pods)
     assert (True, False, 200) == (told["trust"], told["spoofchk"], told["rate"]["max_tx"])
     assert {"vlan": 7, "qos": 5} == told["vlan_list"][0]
     pod.run("CHECK")
+    (shown,) = pods.shown()
+    place = {"pci": device, "driver": "igbvf", "pf": port.name, "vf": 2}
+    assert not shown.drifted
+    assert {**place, "vlan": (7, 5, 0x8100), "trust": True, "spoofchk": False, "rates": (0, 200)}.items() <= (
+        shown.interfaces[1].device.items()
+    )
     nic.run("ip", "link", "set", port.name, "vf", "2", "trust", "off")
     with pytest.raises(CniError, match="trust False, not True"):
         pod.run("CHECK")
