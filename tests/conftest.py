@@ -6,9 +6,14 @@ from collections.abc import Iterator
 
 import cluster
 import pytest
+from hypothesis import HealthCheck, settings
 
 _LEAKS = ("CNI_", "KUBE", "K8S_", "MULTUS_", "NODE_NAME", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 _KUBECONFIG = os.environ.get("KUBECONFIG")
+
+# How fast a machine makes up examples is no promise of ours.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)
