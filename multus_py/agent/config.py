@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from multus_py.cni.errors import CniError, Code
+from multus_py.config import TYPE
 from multus_py.fields import Fields
+from multus_py.nodeconf.ours import Folders, Order
 
 log = logging.getLogger("multus_py")
 
@@ -24,14 +26,21 @@ _PLUGIN = """confDir cniDir binDir delegates clusterNetwork defaultNetworks kube
 _DAEMON = """chrootDir socketDir daemonSocketDir connectionLimit metricsPort enablePprof perNodeCertificate
     multusConfigFile cniConfigDir multusAutoconfigDir multusMasterCNI forceCNIVersion overrideNetworkName"""
 _OWN = """metricsAddress spoolDir concurrentAdds concurrentDeletes concurrentExecutables drainTimeout reconcileInterval
-    selfHeal dynamicAttachments logFormat"""
+    selfHeal dynamicAttachments logFormat install cniBinDir removeOnExit shimTimeout"""
+# Keys of our conf that the shim reads; socketDir is written as the node sees it.
+_SHIM = ("cniDir", "spoolDir", "readinessTimeout", "shimTimeout")
+REMOVE_ON_EXIT = ("never", "deleted", "always")
 _PLUGIN_KEYS = frozenset(_PLUGIN.split())
 _KNOWN = _PLUGIN_KEYS.union(_PROTOCOL.split(), _DAEMON.split(), _OWN.split())
 
 
 @dataclass(frozen=True)
 class DaemonConfig:
-    """What the platform team configured for the daemon. Times are in seconds; *overlay* goes over every request."""
+    """What the platform team configured for the daemon. Times are in seconds; *overlay* goes over every request.
+
+    *install* is the conf to keep in front of the default network's, None when somebody else does that. With
+    *cni_bin_dir* the shim is kept in that folder, too. *remove_on_exit* is one of `REMOVE_ON_EXIT`.
+    """
 
     overlay: Mapping[str, Any] = field(default_factory=dict)
     socket_dir: Path = Path("/run/multus")
@@ -48,6 +57,9 @@ class DaemonConfig:
     self_heal: bool = False
     dynamic_attachments: bool = False
     log_format: str = "text"
+    install: Order | None = None
+    cni_bin_dir: Path | None = None
+    remove_on_exit: str = "never"
     unknown: tuple[str, ...] = ()
 
     def effective(self, requested: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,6 +72,8 @@ def parse(body: Mapping[str, Any]) -> DaemonConfig:
     fields = Fields(body, "daemon config")
     if (log_format := fields.text("logFormat", "text")) not in ("text", "json"):
         raise fields.wrong("logFormat", "text or json")
+    if (remove_on_exit := fields.text("removeOnExit", "never")) not in REMOVE_ON_EXIT:
+        raise fields.wrong("removeOnExit", " or ".join(REMOVE_ON_EXIT))
     overlay = {key: value for key, value in body.items() if key in _PLUGIN_KEYS}
     cni_dir = Path(fields.text("cniDir") or "/var/lib/cni/multus")
     return DaemonConfig(
@@ -78,6 +92,9 @@ def parse(body: Mapping[str, Any]) -> DaemonConfig:
         self_heal=fields.flag("selfHeal"),
         dynamic_attachments=fields.flag("dynamicAttachments"),
         log_format=log_format,
+        install=_order(fields, body) if _installs(fields) else None,
+        cni_bin_dir=Path(fields.text("cniBinDir")) if fields.text("cniBinDir") else None,
+        remove_on_exit=remove_on_exit,
         unknown=tuple(sorted(key for key in body if key not in _KNOWN)),
     )
 
@@ -98,6 +115,8 @@ def load(path: Path) -> DaemonConfig:
 
 def _primary(fields: Fields) -> dict[str, str]:
     """Return where the default network's config is, when neither clusterNetwork nor delegates names it."""
+    if fields.tables("delegates"):
+        return {}
     folder = fields.text("multusAutoconfigDir") or fields.text("cniConfigDir")
     master = fields.text("multusMasterCNI")
     if master and "/" not in master and folder:
@@ -105,3 +124,36 @@ def _primary(fields: Fields) -> dict[str, str]:
     if found := master or (folder and f"{folder.rstrip('/')}/"):
         return {"clusterNetwork": found}
     return {}
+
+
+def _installs(fields: Fields) -> bool:
+    """Tell whether we write the runtime's conf: when 'install' says so, or as multus-cni's generator is asked to."""
+    source = fields.text("multusConfigFile")
+    if not fields.flag("install", default=source == "auto"):
+        return False
+    if source not in ("", "auto"):
+        raise fields.wrong("multusConfigFile", "auto, or absent, where 'install' is true: our conf is not a copy")
+    return True
+
+
+def _order(fields: Fields, body: Mapping[str, Any]) -> Order:
+    """Return the conf that multus-cni's generator keys describe."""
+    conf = Path(fields.text("cniConfigDir") or "/etc/cni/net.d")
+    look_in = Path(fields.text("multusAutoconfigDir") or conf)
+    network = fields.text("clusterNetwork") or _primary(fields).get("clusterNetwork", "")
+    master = Path(network) if "/" in network else None
+    if master and (master.is_dir() or network.endswith("/")):
+        look_in, master = master, None
+    keys = {"socketDir": fields.text("daemonSocketDir") or fields.text("socketDir") or str(DaemonConfig.socket_dir)}
+    return Order(
+        folders=Folders(Path(fields.text("cniBinDir") or "/opt/cni/bin"), conf),
+        name=fields.text("type") or TYPE,
+        primary=master,
+        version=fields.text("cniVersion") if fields.flag("forceCNIVersion") else "",
+        keys={**keys, **{key: body[key] for key in _SHIM if key in body}},
+        look_in=look_in,
+        wraps=not (fields.tables("delegates") or (network and "/" not in network)),
+        network=fields.text("name"),
+        primary_name=fields.flag("overrideNetworkName"),
+        capabilities={key: True for key, wanted in fields.table("capabilities").items() if wanted is True},
+    )

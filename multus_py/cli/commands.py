@@ -28,7 +28,9 @@ COMMANDS = {
     "install": Command("multus_py.cli.install", "put the plugin in front of a node's primary CNI"),
     "uninstall": Command("multus_py.cli.uninstall", "take launcher and conf away again"),
     "lab": Command("multus_py.cli.lab", "throw-away pods from manifests on this machine, no cluster"),
+    "status": Command("multus_py.cli.status", "attachments on this node, checked against the kernel"),
     "lint": Command("multus_py.cli.lint", "find what is wrong in definitions, pods and configs"),
+    "doctor": Command("multus_py.cli.doctor", "is this node fit: folders, plugins, kernel, sockets, leftovers"),
 }
 _EXAMPLE = "example:\n  multus-py lab up examples && multus-py lab show\n\nmultus-py COMMAND --help tells more."
 

@@ -11,7 +11,10 @@ _EPILOG = """example:
 The file takes every key of multus-cni's daemon-config.json and of its CNI config. SIGHUP, or a change of the file, has
 it read again; SIGTERM drains and ends.
 
-exit status: 0 told to end; 1 cannot start; 2 wrong usage"""
+With --once nothing is served: DELs that wait are made up for, and what sandboxes held that are gone is released. This
+is for a node whose daemon was taken away.
+
+exit status: 0 told to end, or with --once no DEL is waiting; 1 cannot start, or some are; 2 wrong usage"""
 
 
 def add_parser(commands: Any) -> None:
@@ -23,10 +26,15 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the daemon's config file")
+    parser.add_argument("--once", action="store_true", help="clean up after sandboxes that are gone, and end")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the daemon until it is told to end."""
+    """Run the daemon until it is told to end, or clean up once."""
     from multus_py.entry import daemon
 
+    if args.once:
+        left = daemon.once(args.config)
+        print(f"{left.sandboxes} sandboxes and {left.tombstones} waiting DELs are left")
+        return 1 if left.tombstones else 0
     return daemon.main(args.config)

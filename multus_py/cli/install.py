@@ -10,12 +10,21 @@ from multus_py.cni import versions
 from multus_py.cni.errors import CniError, Code
 from multus_py.config import TYPE
 from multus_py.entry import install
+from multus_py.nodeconf import executable
+from multus_py.nodeconf.ours import Folders, Order
 
 _DESCRIPTION = """\
-Put the plugin in front of a node's primary CNI: an executable launcher in the folder of CNI plugins, and a conf file
-that the runtime reads first and that wraps the primary's. Run it again to renew both."""
+Put the plugin in front of a node's primary CNI: an executable in the folder of CNI plugins, and a conf file that the
+runtime reads first and that wraps the primary's. Run it again to renew both.
+
+On a cluster the executable is the shim, a static program that talks to `multus-py daemon`. With --standalone it is a
+launcher of this Python, which does all the work itself. multus-cni's own conf is set aside until `multus-py uninstall`,
+and so is its executable when --name is multus-shim or multus."""
 _EPILOG = """\
 examples:
+  multus-py install --cni-bin-dir /opt/cni/bin --cni-conf-dir /etc/cni/net.d
+  multus-py install --cni-bin-dir /opt/cni/bin --shim-only
+  multus-py install --cni-bin-dir /opt/cni/bin --cni-conf-dir /etc/cni/net.d --name multus-shim
   multus-py install --standalone --cni-bin-dir /opt/cni/bin --cni-conf-dir /etc/cni/net.d --manifests /etc/multus-py
   multus-py install --standalone --cni-bin-dir /opt/cni/bin --cni-conf-dir /etc/cni/net.d \\
       --kubeconfig /etc/kubernetes/multus.kubeconfig --primary /etc/cni/net.d/10-flannel.conflist"""
@@ -27,9 +36,6 @@ def add_parser(commands: Any) -> None:
         "install", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_place(parser)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--manifests", type=Path, metavar="DIR", help="folder of manifests: pods and definitions")
-    source.add_argument("--kubeconfig", type=Path, metavar="FILE", help="kubeconfig of the cluster")
     parser.add_argument(
         "--primary", type=Path, metavar="FILE", help="conf to wrap (default: the first in the conf folder)"
     )
@@ -40,9 +46,29 @@ def add_parser(commands: Any) -> None:
         metavar="V",
         help="pin cniVersion (default: 1.0.0, with 0.4.0 and 1.1.0 on offer to runtimes that read cniVersions)",
     )
+    daemon = parser.add_argument_group("with a daemon")
+    daemon.add_argument("--machine", metavar="M", help="the node's machine, as uname -m says it (default: this one's)")
+    daemon.add_argument(
+        "--shim-only", action="store_true", help="write no conf: the daemon does, when its config says 'install': true"
+    )
+    alone = parser.add_argument_group("with --standalone, one of")
+    source = alone.add_mutually_exclusive_group()
+    source.add_argument("--manifests", type=Path, metavar="DIR", help="folder of manifests: pods and definitions")
+    source.add_argument("--kubeconfig", type=Path, metavar="FILE", help="kubeconfig of the cluster")
+    _add_keys(parser)
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
     keys = parser.add_argument_group("keys of the plugin's config")
+    keys.add_argument(
+        "--socket-dir", metavar="DIR", help="socketDir: folder of the daemon's socket, as the node sees it"
+    )
     keys.add_argument("--cni-dir", metavar="DIR", help="cniDir: where the plugin keeps what it attached")
     keys.add_argument("--conf-dir", metavar="DIR", help="confDir: configs of definitions that carry none")
+    keys.add_argument(
+        "--readiness-file", metavar="FILE", help="readinessindicatorfile: no pod is attached before it is there"
+    )
     keys.add_argument(
         "--delegate-backend", choices=("auto", "builtin", "exec"), help="delegateBackend: who runs the delegates"
     )
@@ -58,42 +84,63 @@ def add_parser(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="any other key; VALUE is JSON, or else plain text",
     )
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where and under which name; uninstall has the same."""
-    # Standalone is the one way to run so far; asking for it leaves room for another without changing what people typed.
-    parser.add_argument("--standalone", action="store_true", required=True, help="the plugin process does all the work")
+    parser.add_argument("--standalone", action="store_true", help="no daemon: the plugin process does all the work")
     parser.add_argument("--cni-bin-dir", type=Path, required=True, metavar="DIR", help="folder of CNI plugins")
-    parser.add_argument("--cni-conf-dir", type=Path, required=True, metavar="DIR", help="folder of CNI conf files")
+    parser.add_argument("--cni-conf-dir", type=Path, metavar="DIR", help="folder of CNI conf files")
     parser.add_argument("--name", default=TYPE, help="name of the plugin (default: %(default)s)")
+
+
+def conf_folder(args: argparse.Namespace) -> Path:
+    """Return the folder that --cni-conf-dir names."""
+    if args.cni_conf_dir is None:
+        raise CniError(Code.INVALID_CONFIG, "--cni-conf-dir is missing", "name the folder that the runtime reads")
+    return Path(args.cni_conf_dir)
 
 
 def run(args: argparse.Namespace) -> int:
     """Install and say what was written."""
-    source = {"manifests": args.manifests} if args.manifests else {"kubeconfig": args.kubeconfig}
-    done = install.install(
-        install.Order(
-            folders=install.Folders(args.cni_bin_dir, args.cni_conf_dir),
-            source=source,
-            name=args.name,
-            primary=args.primary,
-            version=args.cni_version,
-            keys=_keys(args),
-        )
+    if args.shim_only:
+        folder = Path(args.socket_dir or install.SOCKET_DIR)
+        placed = install.place(args.cni_bin_dir, args.name, executable.shim_for(args.machine), folder)
+        print(json.dumps({"executable": str(placed)}, indent=2) if args.json else f"executable  {placed}")
+        return 0
+    source = {"manifests": args.manifests, "kubeconfig": args.kubeconfig}
+    order = Order(
+        folders=Folders(args.cni_bin_dir, conf_folder(args)),
+        source={key: path for key, path in source.items() if path},
+        name=args.name,
+        primary=args.primary,
+        version=args.cni_version,
+        keys=_keys(args),
     )
+    if args.standalone != bool(order.source):
+        raise CniError(
+            Code.INVALID_CONFIG,
+            "--standalone needs --manifests or --kubeconfig"
+            if args.standalone
+            else "--manifests and --kubeconfig need --standalone",
+            "with a daemon, its own config says where pods and definitions are",
+        )
+    done = install.install(order, executable.launcher() if args.standalone else executable.shim_for(args.machine))
     if args.json:
         print(json.dumps(done.to_json(), indent=2))
-    else:
-        print(f"launcher  {done.launcher}\nconf      {done.conf}\nwraps     {done.primary}")
+        return 0
+    print(f"executable  {done.executable}\nconf        {done.conf}\nwraps       {done.primary}")
+    for path in done.set_aside:
+        print(f"set aside   {path}")
     return 0
 
 
 def _keys(args: argparse.Namespace) -> dict[str, Any]:
     named = {
+        "socketDir": args.socket_dir,
         "cniDir": args.cni_dir,
         "confDir": args.conf_dir,
+        "readinessindicatorfile": args.readiness_file,
         "delegateBackend": args.delegate_backend,
         "namespaceIsolation": args.namespace_isolation,
         "logFile": args.log_file,

@@ -1,19 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`multus-py uninstall`: take launcher and conf away; what the plugin attached stays until its pods go."""
+"""`multus-py uninstall`: take executable and conf away; what the plugin attached stays until its pods go."""
 
 import argparse
 import json
+import time
+from pathlib import Path
 from typing import Any
 
-from multus_py.cli.install import add_place
+from multus_py.cli.install import add_place, conf_folder
+from multus_py.cni.errors import CniError, Code
 from multus_py.entry import install
+from multus_py.entry.install import Removal, Removed
+from multus_py.nodeconf.ours import Folders
 
 _DESCRIPTION = """\
-Remove the launcher and the conf file that `multus-py install` wrote, and nothing else. The runtime goes back to the
-primary's own conf. Running it twice is fine."""
+Remove the conf file and the executable that `multus-py install` wrote, give back what it set aside, and touch nothing
+else. The runtime goes back to the primary's own conf; running pods keep their interfaces. A running daemon is told, and
+goes on serving the pods that are there. Running it twice is fine.
+
+While sandboxes that we attached are left, the executable stays: CRI-O calls it for their DEL, with the config that it
+kept. containerd calls the primary alone, and the daemon, or `multus-py daemon --once`, releases the rest as soon as the
+sandbox is gone. Run it again when they are gone, or let --drain wait for that."""
 _EPILOG = """\
-example:
-  multus-py uninstall --standalone --cni-bin-dir /opt/cni/bin --cni-conf-dir /etc/cni/net.d"""
+examples:
+  multus-py uninstall --cni-bin-dir /opt/cni/bin --cni-conf-dir /etc/cni/net.d
+  multus-py uninstall --cni-bin-dir /opt/cni/bin --cni-conf-dir /etc/cni/net.d --drain --timeout 3600
+
+exit status: 0 done; 1 something could not be removed, or --drain ran out of time; 2 wrong usage"""
+_LOOK = 1.0  # seconds between two looks at what remains
 
 
 def add_parser(commands: Any) -> None:
@@ -22,14 +36,66 @@ def add_parser(commands: Any) -> None:
         "uninstall", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_place(parser)
+    parser.add_argument("--cni-dir", type=Path, metavar="DIR", help="where the journal is (default: as our conf says)")
+    parser.add_argument(
+        "--socket-dir", type=Path, metavar="DIR", help="where the daemon listens (default: as our conf says)"
+    )
+    parser.add_argument("--keep-shim", action="store_true", help="let the executable stay in any case")
+    parser.add_argument("--drain", action="store_true", help="wait until no sandbox of ours is left")
+    parser.add_argument(
+        "--timeout", type=float, default=0.0, metavar="SECONDS", help="how long --drain waits (default: for ever)"
+    )
     parser.add_argument("--json", action="store_true", help="print what was removed as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Uninstall and say what was removed."""
-    removed = [str(path) for path in install.uninstall(install.Folders(args.cni_bin_dir, args.cni_conf_dir), args.name)]
+    asked = Removal(
+        Folders(args.cni_bin_dir, conf_folder(args)), args.name, args.keep_shim, args.cni_dir, args.socket_dir
+    )
+    done = install.uninstall(asked)
+    if args.drain and done.remaining:
+        if not args.json:
+            _tell(done)
+        _drain(done.cni_dir, args.timeout)
+        done = install.uninstall(Removal(asked.folders, args.name, args.keep_shim, done.cni_dir, args.socket_dir))
     if args.json:
-        print(json.dumps({"removed": removed}, indent=2))
+        print(json.dumps(_to_json(done), indent=2))
     else:
-        print("\n".join(f"removed   {path}" for path in removed) or "nothing to remove")
+        _tell(done)
     return 0
+
+
+def _drain(cni_dir: Path, seconds: float) -> None:
+    end = time.monotonic() + seconds if seconds else float("inf")
+    while left := install.remaining(cni_dir):
+        if time.monotonic() >= end:
+            raise CniError(
+                Code.TRY_AGAIN,
+                f"{left.sandboxes} sandboxes and {left.tombstones} waiting DELs are left after {seconds:g} s",
+                "is the daemon running? `multus-py daemon --config FILE --once` does its work once",
+            )
+        time.sleep(_LOOK)
+
+
+def _tell(done: Removed) -> None:
+    lines = [f"removed     {path}" for path in done.removed] + [f"given back  {path}" for path in done.given_back]
+    if done.kept:
+        lines.append(f"kept        {done.kept}")
+    if done.remaining:
+        lines += [
+            f"{done.remaining.sandboxes} sandboxes are left in {done.cni_dir}, and {done.remaining.tombstones} DELs "
+            "that wait for the daemon. Their interfaces stay until they end;",
+            "what they hold is released by the daemon, or by `multus-py daemon --config FILE --once`.",
+        ]
+    print("\n".join(lines) or "nothing to remove")
+
+
+def _to_json(done: Removed) -> dict[str, Any]:
+    return {
+        "removed": [str(path) for path in done.removed],
+        "givenBack": [str(path) for path in done.given_back],
+        "kept": str(done.kept) if done.kept else None,
+        "sandboxes": done.remaining.sandboxes,
+        "tombstones": done.remaining.tombstones,
+    }

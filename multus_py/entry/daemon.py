@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from multus_py import logs, plugins
 from multus_py.agent import api
 from multus_py.agent import config as daemon_config
 from multus_py.agent.config import DaemonConfig
+from multus_py.agent.default_network import Clock, Found
+from multus_py.agent.follower import Ears, Follower, Place
 from multus_py.agent.lanes import Lanes
 from multus_py.agent.metrics import Metrics
 from multus_py.agent.reconciler import Reconciler
@@ -23,12 +25,15 @@ from multus_py.agent.service import Service
 from multus_py.agent.spawner import Spawner
 from multus_py.agent.spool import Spool
 from multus_py.cni.errors import CniError, Code
-from multus_py.kube.store import KubeStore, Pod
+from multus_py.entry import install
+from multus_py.kube.store import KubeStore, Pod, PodRef
+from multus_py.nodeconf import executable, ours
 
 log = logging.getLogger("multus_py")
 
 _TICK = 1.0  # seconds between two looks at the config file and the spool
 _LOCK_WAIT = 15.0  # seconds for the daemon before us to go
+_FAREWELL = 5.0  # seconds to learn whether our DaemonSet was deleted
 
 
 def main(path: Path) -> int:
@@ -40,6 +45,14 @@ def main(path: Path) -> int:
     daemon = Daemon(path, config)
     daemon.start()
     return daemon.serve()
+
+
+def once(path: Path) -> install.Remaining:
+    """Make up for the DELs that wait and release dead sandboxes, without a daemon; return what is left."""
+    config = daemon_config.load(path)
+    start_logs(config)
+    daemon = Daemon(path, config)
+    return daemon.clean()
 
 
 def start_logs(config: DaemonConfig) -> None:
@@ -75,11 +88,14 @@ class Daemon:
             config.self_heal,
         )
         self._seen = _stamp(path)
+        self._follower = Follower(
+            _place(config), Ears(self._followed, self._happened), Clock(time.monotonic, time.time)
+        )
 
     def start(self) -> None:
         """Begin to answer DEL and health at once, the rest when the store is synced and the spool was gone through."""
         config = self._service.config
-        self._lock = _alone(config.socket_dir)
+        self._lock = _alone(config.socket_dir, _LOCK_WAIT)
         plugins.preload()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.asked.set())
@@ -92,6 +108,8 @@ class Daemon:
         if start := getattr(self._store, "start", None):
             self._store.subscribe(self._changed)  # type: ignore[union-attr]
             start()
+        self._follower.look()
+        self._following = self._thread(lambda: self._follower.run(self._stop.asked.wait), "conf folder")
         self._reconciler.replay_spool()
         self._thread(self._look_after, "reconciler")
         log.info("listening on %s", config.socket_dir / "multus.sock")
@@ -103,6 +121,7 @@ class Daemon:
             self._follow_config()
         config = self._service.config
         self._service.serving.clear()
+        self._following.join()  # it must not write over what the next daemon wrote
         log.info("told to end: %d calls under way", self._service.lanes.under_way)
         drained = self._service.lanes.drain(config.drain_timeout)
         if not drained:
@@ -111,6 +130,7 @@ class Daemon:
         self._server.shutdown()
         self._server.server_close()
         (config.socket_dir / "multus.sock").unlink(missing_ok=True)
+        self._leave(config)
         self._spawner.close()
         if close := getattr(self._store, "close", None):
             close()
@@ -119,7 +139,7 @@ class Daemon:
     def _follow_store(self) -> None:
         """Be ready when the store is: a store without copies always is."""
         ready: Callable[[], bool] = getattr(self._store, "ready", lambda: True)
-        if ready() and not self._service.ready():
+        if ready() and not self._service.serving.is_set():
             log.info("ready")
             self._service.serving.set()
 
@@ -132,6 +152,7 @@ class Daemon:
         self._stop.reload.clear()
         try:
             config = daemon_config.load(self._path)
+            self._follower.place = _place(config)
             start_logs(config)
         except CniError as error:
             log.warning("the config stays as it was: %s", error)
@@ -174,11 +195,95 @@ class Daemon:
                             ("token_expiry", "When the API token expires, in Unix seconds; 0: never")):  # fmt: skip
             if value := getattr(self._store, name, None):
                 self._metrics.gauge(f"watch_{name}" if name == "age" else name, words, value)
+        if config.install:
+            target = config.install.target
+            self._metrics.gauge("conf_in_place", "Whether our conf is in place", lambda: ours.read(target) is not None)
+            self._metrics.gauge(
+                "default_network_found",
+                "Whether the default network's conf is there",
+                lambda: not self._service.obstacle,
+            )
         if config.metrics_port:
             self._metrics.serve(config.metrics_address, config.metrics_port)
 
-    def _thread(self, work: Callable[[], Any], name: str) -> None:
-        threading.Thread(target=work, name=name, daemon=True).start()
+    def _followed(self, found: Found) -> None:
+        self._service.network = {"clusterNetwork": str(found.conf.path)} if found.conf else {}
+        self._service.obstacle = found.obstacle
+
+    def _happened(self, kind: str, reason: str, words: str) -> None:
+        """Count what happened in the conf folder, and tell it as an Event of our own pod, when we are one."""
+        self._metrics.repairs.labels(kind).inc()
+        ref = _own_pod()
+        if not reason or ref is None or self._store is None:
+            return
+        try:
+            self._store.event(self._store.pod(ref), "Warning", reason, words)
+        except CniError as error:
+            log.warning("event %s was not told: %s", reason, error)
+
+    def _leave(self, config: DaemonConfig) -> None:
+        """Take our conf away when the config says so: never because of a daemon that is only replaced."""
+        if config.install is None or not _is_to_leave(config):
+            return
+        folders, name = config.install.folders, config.install.name
+        try:
+            cni_dir = self._service.own_node().config.cni_dir
+            keep = config.cni_bin_dir is None
+            done = install.uninstall(install.Removal(folders, name, keep, cni_dir, daemon_stays=False))
+        except CniError as error:
+            log.error("%s", error)  # noqa: TRY400  what is told is the reason, not the place
+            return
+        log.info("%s was removed; %d sandboxes are left", config.install.target, done.remaining.sandboxes)
+
+    def clean(self) -> install.Remaining:
+        """Do once, without serving, what the daemon does for sandboxes that are gone."""
+        config = self._service.config
+        _alone(config.socket_dir, 0.0)
+        plugins.preload()
+        node = self._service.own_node()
+        try:
+            self._reconciler.replay_spool()
+            self._reconciler.release_dead(node)
+        finally:
+            self._spawner.close()
+        return install.Remaining(len(node.journal.sandboxes()), len(self._reconciler.spool))
+
+    def _thread(self, work: Callable[[], Any], name: str) -> threading.Thread:
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        thread.start()
+        return thread
+
+
+def _place(config: DaemonConfig) -> Place | None:
+    """Return what is to be kept in place; the shim is not tried out: its folder may be another root's."""
+    if config.install is None:
+        return None
+    program = replace(executable.shim_for(), runs_here=False) if config.cni_bin_dir else None
+    return Place(config.install, config.socket_dir, program)
+
+
+def _own_pod() -> PodRef | None:
+    """Return the pod that this process runs in, as the downward API tells it; None when it tells nothing."""
+    namespace, name = os.environ.get("POD_NAMESPACE", ""), os.environ.get("POD_NAME", "")
+    return PodRef(namespace, name) if namespace and name else None
+
+
+def _is_to_leave(config: DaemonConfig) -> bool:
+    if config.remove_on_exit != "deleted":
+        return config.remove_on_exit == "always"
+    settings = configs.parse({"name": "multus-py", **config.overlay})
+    ref = _own_pod()
+    if ref is None or not (settings.kubeconfig or os.environ.get("KUBERNETES_SERVICE_HOST")):
+        log.warning("our conf stays: POD_NAMESPACE and POD_NAME, and an API server, would tell whose pod this is")
+        return False
+    from multus_py.kube import ownership
+    from multus_py.kube.session import Account
+
+    try:
+        return ownership.is_deleted(Account(settings.kubeconfig or None), ref, _FAREWELL)
+    except CniError as error:
+        log.warning("our conf stays: %s", error)
+        return False
 
 
 def _store(config: DaemonConfig) -> KubeStore | None:
@@ -196,13 +301,13 @@ def _store(config: DaemonConfig) -> KubeStore | None:
     return None
 
 
-def _alone(folder: Path) -> int:
+def _alone(folder: Path, patience: float) -> int:
     """Hold the folder's lock: two daemons on one socket would both think that they own the node."""
     import fcntl
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(folder / ".daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    end = time.monotonic() + _LOCK_WAIT
+    end = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

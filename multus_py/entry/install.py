@@ -1,187 +1,89 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put the plugin in front of a node's primary CNI, and take it away again: a launcher and one conf file.
+"""Put the plugin in front of a node's primary CNI, and take it away again: an executable and one conf file.
 
-Nothing here runs when pods start; the plugin itself is `entry/plugin.py`.
+Nothing here runs when pods start: that is `entry/plugin.py`, or the daemon behind its shim.
 """
 
-import json
 import os
 import shlex
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from multus_py.cni import conflist, names, versions
-from multus_py.cni.call import json_object
-from multus_py.cni.errors import CniError, Code, gathered
-from multus_py.config import OUR_TYPES, TYPE
+from multus_py.agent.spool import Spool
+from multus_py.cni import names
+from multus_py.cni.errors import CniError, Code, finish
+from multus_py.config import TYPE, MultusConfig
+from multus_py.journal import Journal
+from multus_py.nodeconf import executable, files, ours, primary, withdrawal
+from multus_py.nodeconf.executable import Program
+from multus_py.nodeconf.ours import Folders, Order
+from multus_py.nodeconf.primary import Conf
+from multus_py.undo import Undo
 
-# Runtimes before CNI 1.1 read cniVersion alone and refuse what they do not know; newer ones choose from cniVersions.
-DEFAULT_VERSION = "1.0.0"
-OFFERED_VERSIONS = ("0.4.0", "1.0.0", "1.1.0")
-CONF_SUFFIXES = (".conf", ".conflist", ".json")
-
-_MARK = "multus-py launcher"
-_START = "import sys; from multus_py.entry.plugin import main; sys.exit(main())"
-# Linux reads 256 bytes of a script's first line since 5.1, 128 before (include/uapi/linux/binfmts.h).
-_SHEBANG_MAX = 127
-_PROBE_SECONDS = 30
-
-
-@dataclass(frozen=True)
-class Folders:
-    """Where a runtime looks for executables and for conf files."""
-
-    bin: Path
-    conf: Path
-
-
-@dataclass(frozen=True)
-class Order:
-    """What to install: the name of the plugin, where it reads pods and definitions, and keys for its config.
-
-    *source* is one of `{"manifests": folder}` or `{"kubeconfig": file}`; *primary* is the conf to wrap, None for the
-    first one in the conf folder; *version* pins cniVersion, "" offers every version that has a use.
-    """
-
-    folders: Folders
-    source: Mapping[str, Path]
-    name: str = TYPE
-    primary: Path | None = None
-    version: str = ""
-    keys: Mapping[str, Any] = field(default_factory=dict)
+SOCKET_DIR = Path("/run/multus")
 
 
 @dataclass(frozen=True)
 class Installed:
-    """What was written, and which conf it wraps."""
+    """What was written, which conf it wraps, and the former names of multus-cni's confs that were set aside."""
 
-    launcher: Path
+    executable: Path
     conf: Path
     primary: Path
+    set_aside: tuple[Path, ...] = ()
 
-    def to_json(self) -> dict[str, str]:
-        """Return the three paths as text."""
-        return {"launcher": str(self.launcher), "conf": str(self.conf), "primary": str(self.primary)}
+    def to_json(self) -> dict[str, Any]:
+        """Return the paths as text."""
+        return {
+            "executable": str(self.executable),
+            "conf": str(self.conf),
+            "primary": str(self.primary),
+            "setAside": [str(path) for path in self.set_aside],
+        }
 
 
-def install(order: Order) -> Installed:
-    """Write launcher and conf; everything that can be refused is refused before the first write (codes 5, 6, 7)."""
+def install(order: Order, program: Program) -> Installed:
+    """Put *program* and our conf in place; what can be refused is refused before the first write (codes 5, 6, 7)."""
     names.plugin_type(order.name, "--name")
     names.network(order.name, "--name")
     _writable_folder(order.folders.bin, "--cni-bin-dir")
     _writable_folder(order.folders.conf, "--cni-conf-dir")
-    _free_to_take(order.folders.bin / order.name)
+    target = order.folders.bin / order.name
+    executable.free_to_take(target)
     source = {key: str(_source(key, path)) for key, path in order.source.items()}
-    target = _conf_path(order.folders, order.name)
-    _first_in_line(target)
-    primary = order.primary.resolve() if order.primary else first_primary(order.folders.conf, order.name)
-    wrapped = read_conf(primary)
-    if is_meta(wrapped, order.name):
-        raise CniError(
-            Code.INVALID_CONFIG, f"{primary} is a meta-CNI's own conf, it cannot be the primary", "name another file"
-        )
-    body = _conf_body(order, source, primary, wrapped)
-    launcher = _write_launcher(order.folders.bin / order.name)
-    _replace(target, json.dumps(body, indent=2) + "\n", 0o600)
-    return Installed(launcher, target, primary)
+    former = ours.former(order.folders.conf)
+    _first_in_line(order.target, former)
+    wrapped = _wrapped(order)
+    if source:
+        order = replace(order, keys={"binDir": str(order.folders.bin.resolve()), **source, **order.keys})
+    conf = ours.text(order, wrapped)
+    with Undo() as undo:
+        for path in former:
+            undo.add(files.give_back, path)
+            files.set_aside(path)
+        executable.place(program, target)
+        files.replace(order.target, conf, ours.MODE)
+        undo.keep()
+    withdrawal.take_back(_socket_dir(order.keys))
+    return Installed(target, order.target, wrapped.path, tuple(former))
 
 
-def uninstall(folders: Folders, name: str = TYPE) -> list[Path]:
-    """Remove our conf and launcher, and nothing else; what is gone already is success. Returns what was removed."""
+def place(folder: Path, name: str, program: Program, socket_dir: Path = SOCKET_DIR) -> Path:
+    """Put *program* alone in place: the daemon writes the conf, when there is a primary to wrap."""
     names.plugin_type(name, "--name")
-    removed, troubles = [], []
-    # The conf goes first: from then on no new pod asks for the launcher.
-    for path, is_ours in ((_conf_path(folders, name), _is_our_conf), (folders.bin / name, _is_our_launcher)):
-        try:
-            if _remove_ours(path, is_ours, name):
-                removed.append(path)
-        except CniError as trouble:
-            troubles.append(trouble)
-    if troubles:
-        raise gathered("uninstall is not complete", troubles)
-    return removed
+    _writable_folder(folder, "--cni-bin-dir")
+    executable.place(program, folder / name)
+    withdrawal.take_back(socket_dir)
+    return folder / name
 
 
-def _remove_ours(path: Path, is_ours: Callable[[Path, str], bool], name: str) -> bool:
-    if not path.is_file():
-        return False
-    if not is_ours(path, name):
-        raise CniError(
-            Code.INVALID_CONFIG, f"{path} was not written by multus-py install", "remove it by hand if you mean it"
-        )
-    try:
-        path.unlink()
-    except OSError as cause:
-        raise CniError(Code.IO, f"cannot remove {path}: {cause.strerror}", "run as root") from cause
-    return True
-
-
-# --- the primary ------------------------------------------------------------------------------------------------------
-
-
-def first_primary(folder: Path, name: str = TYPE) -> Path:
-    """Return the first conf of *folder*, by name, that does not belong to a meta-CNI; code 7 when there is none."""
-    passed_over = []
-    for path in _confs(folder):
-        try:
-            body = read_conf(path)
-        except CniError as trouble:
-            passed_over.append(trouble.msg)
-            continue
-        if is_meta(body, name):
-            passed_over.append(f"{path} is a meta-CNI's own conf")
-            continue
-        return path.resolve()
-    raise CniError(
-        Code.INVALID_CONFIG,
-        f"no primary network is configured in {folder}",
-        "; ".join([*passed_over, "install a CNI first, or name its conf with --primary FILE"]),
-    )
-
-
-def read_conf(path: Path) -> dict[str, Any]:
-    """Read a conf file that a runtime would load; codes 5 (unreadable), 6 (no JSON) and 7 (no conf) name the file."""
-    try:
-        text = path.read_bytes()
-    except OSError as cause:
-        raise CniError(Code.IO, f"cannot read {path}: {cause.strerror}", "name an existing conf file") from cause
-    try:
-        body = json_object(text, str(path))
-        conflist.parse(body, where=str(path))
-    except CniError as trouble:
-        raise CniError(trouble.code, trouble.msg, trouble.details or "mend the file, or name another one") from trouble
-    return body
-
-
-def is_meta(body: Mapping[str, Any], name: str) -> bool:
-    """Tell, by content, whether a conf calls us or another meta-CNI: wrapping it would run in circles."""
-    return any(
-        plugin.get("type") in {*OUR_TYPES, name} or "delegates" in plugin or "clusterNetwork" in plugin
-        for plugin in _plugins(body)
-    )
-
-
-def capabilities(body: Mapping[str, Any]) -> dict[str, bool]:
-    """Return what any plugin of the conf declares: the runtime sends its values to us only when we declare them."""
-    declared = [plugin.get("capabilities") for plugin in _plugins(body)]
-    return {key: True for item in declared if isinstance(item, Mapping) for key, wanted in item.items() if wanted}
-
-
-def _plugins(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    listed = body.get("plugins", [body])
-    return [plugin for plugin in listed if isinstance(plugin, Mapping)] if isinstance(listed, list) else []
-
-
-def _confs(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in CONF_SUFFIXES and path.is_file())
-
-
-# --- checks before the first write ------------------------------------------------------------------------------------
+def _wrapped(order: Order) -> Conf:
+    if order.primary:
+        return primary.wrappable(order.primary.resolve(), order.name)
+    return primary.first(order.look_in or order.folders.conf, order.name)
 
 
 def _writable_folder(folder: Path, option: str) -> None:
@@ -199,147 +101,126 @@ def _source(key: str, path: Path) -> Path:
     return path.resolve()
 
 
-def _free_to_take(launcher: Path) -> None:
-    if launcher.is_dir():
-        raise CniError(Code.IO, f"{launcher} is a folder", "choose another --name")
-    if launcher.name not in OUR_TYPES and launcher.exists() and not _is_our_launcher(launcher):
-        raise CniError(
-            Code.INVALID_CONFIG, f"{launcher} exists and is another plugin's executable", "choose another --name"
-        )
-
-
-def _first_in_line(target: Path) -> None:
+def _first_in_line(target: Path, former: list[Path]) -> None:
     # A runtime calls the first conf by name only: behind another one we would never be asked, and nobody would know.
-    if earlier := [path for path in _confs(target.parent) if path.name < target.name]:
+    if rivals := [path for path in ours.earlier(target) if path not in former]:
         raise CniError(
             Code.INVALID_CONFIG,
-            f"{earlier[0]} sorts before {target.name}, so a runtime would go on calling it instead of us",
-            f"rename it to a later name, for example 10-{earlier[0].name.lstrip('0123456789-_')}, or remove it",
+            f"{rivals[0]} sorts before {target.name}, so a runtime would go on calling it instead of us",
+            f"rename it to a later name, for example 10-{rivals[0].name.lstrip('0123456789-_')}, or remove it",
         )
 
 
-def _is_our_launcher(path: Path, _name: str = "") -> bool:
-    try:
-        with path.open("rb") as file:
-            return _MARK.encode() in file.read(1024)
-    except OSError:
-        return False
+# --- and away again ---------------------------------------------------------------------------------------------------
 
 
-def _is_our_conf(path: Path, name: str) -> bool:
-    return any(plugin.get("type") == name for plugin in _plugins(json_object(path.read_bytes(), str(path))))
+@dataclass(frozen=True)
+class Removal:
+    """What to take away. Folders that are None are read from our conf, and have their defaults when it is gone.
+
+    *daemon_stays*: a daemon that runs is told to put nothing back.
+    """
+
+    folders: Folders
+    name: str = TYPE
+    keep_executable: bool = False
+    cni_dir: Path | None = None
+    socket_dir: Path | None = None
+    daemon_stays: bool = True
 
 
-# --- the two files ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Remaining:
+    """What still depends on us: sandboxes in the journal, and DELs that wait for a daemon."""
+
+    sandboxes: int = 0
+    tombstones: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.sandboxes or self.tombstones)
 
 
-def _conf_path(folders: Folders, name: str) -> Path:
-    return folders.conf / f"00-{name}.conflist"
+@dataclass
+class Removed:
+    """What came of it: *kept* is our executable when it has to stay, *cni_dir* where the journal is."""
+
+    cni_dir: Path
+    removed: list[Path] = field(default_factory=list)
+    given_back: list[Path] = field(default_factory=list)
+    kept: Path | None = None
+    remaining: Remaining = field(default_factory=Remaining)
 
 
-def _conf_body(order: Order, source: Mapping[str, str], primary: Path, wrapped: Mapping[str, Any]) -> dict[str, Any]:
-    plugin = {
-        "type": order.name,
-        "clusterNetwork": str(primary),
-        "binDir": str(order.folders.bin.resolve()),
-        **source,
-        **order.keys,
-    }
-    if declared := capabilities(wrapped):
-        plugin["capabilities"] = declared
-    if order.version:
-        version = {"cniVersion": _pinned(order.version)}
-        return {**version, "name": order.name, "plugins": [plugin]}
-    return {
-        "cniVersion": DEFAULT_VERSION,
-        "cniVersions": list(OFFERED_VERSIONS),
-        "name": order.name,
-        "plugins": [plugin],
-    }
+def uninstall(asked: Removal) -> Removed:
+    """Take our conf and executable away, give back multus-cni's; what is gone already is success.
+
+    The executable stays while sandboxes depend on it: a runtime that keeps the config of each ADD calls it for their
+    DEL. Everything that can be done is done; the errors are told together.
+    """
+    names.plugin_type(asked.name, "--name")
+    target = ours.conf_path(asked.folders.conf, asked.name)
+    keys = _keys(ours.read(target))
+    done = Removed(asked.cni_dir or Path(keys.get("cniDir") or MultusConfig.cni_dir))
+    # The conf goes before the executable: from then on no new pod asks for it. What is given back comes first of all,
+    # so that a runtime finds a conf at any time.
+    finish(
+        "uninstall is not complete",
+        *([partial(withdrawal.say, asked.socket_dir or _socket_dir(keys))] if asked.daemon_stays else []),
+        partial(_hand_back, asked.folders, asked.name, done),
+        partial(_remove_conf, target, done),
+        partial(_remove_executable, asked, done),
+    )
+    return done
 
 
-def _pinned(version: str) -> str:
-    # A list of plugins exists from 0.3.0 (spec 0.3.0, "Network Configuration Lists").
-    if not versions.at_least(versions.known(version), "0.3.0"):
-        raise CniError(
-            Code.INCOMPATIBLE_VERSION,
-            f"--cni-version {version} has no plugin lists",
-            "use 0.3.1, 0.4.0, 1.0.0 or 1.1.0",
-        )
-    return version
+def remaining(cni_dir: Path) -> Remaining:
+    """Return what still depends on us."""
+    return Remaining(len(Journal(cni_dir / "attachments").sandboxes()), len(Spool(cni_dir / "spool")))
 
 
-def launcher_text(interpreter: str) -> str:
-    """Return the script that runs the plugin with *interpreter*, isolated from the caller's environment."""
-    shebang = f"#!{interpreter} -I"
-    if len(shebang) <= _SHEBANG_MAX and not any(sign.isspace() for sign in interpreter):
-        return f"{shebang}\n# {_MARK}\n{_START}\n"
-    command = shlex.join([interpreter, "-I", "-c", _START])
-    return f'#!/bin/sh\n# {_MARK}\nexec {command} "$@"\n'
+def _hand_back(folders: Folders, name: str, done: Removed) -> None:
+    for path in [folders.bin / name, *files.aside_in(folders.conf)]:
+        if files.give_back(path):
+            done.given_back.append(path)
 
 
-def _write_launcher(path: Path) -> Path:
-    if not sys.executable:
-        raise CniError(Code.INTERNAL, f"cannot write {path}: this Python does not know its own path", "use a venv")
-    text = launcher_text(sys.executable)
-    if path.is_file() and path.read_text(errors="replace") == text and os.access(path, os.X_OK):
-        return path
-    _replace(path, text, 0o755, proven=True)
-    return path
+def _remove_conf(target: Path, done: Removed) -> None:
+    if target.is_file() and target not in done.given_back:
+        if ours.read(target) is None:
+            raise _not_ours(target)
+        _remove(target, done)
+    for copy in ours.copies(target):
+        _remove(copy, done)
 
 
-def _replace(path: Path, text: str, mode: int, *, proven: bool = False) -> None:
-    """Write *path* whole or not at all: a runtime sees the old file or the new one, also when it is running the old."""
-    temporary = ""
-    try:
-        # A leading dot and no known suffix: no runtime reads it, nobody calls it.
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        if proven:
-            _prove(Path(temporary))
-        Path(temporary).rename(path)
-        temporary = ""
-        _sync_folder(path.parent)
-    except OSError as cause:
-        raise CniError(
-            Code.IO, f"cannot write {path}: {cause.strerror}", "is the folder on a writable disk?"
-        ) from cause
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+def _remove_executable(asked: Removal, done: Removed) -> None:
+    path = asked.folders.bin / asked.name
+    done.remaining = remaining(done.cni_dir)
+    if not path.is_file() or path in done.given_back:
+        return
+    if not executable.is_ours(path):
+        raise _not_ours(path)
+    if asked.keep_executable or done.remaining:
+        done.kept = path
+    else:
+        _remove(path, done)
 
 
-def _prove(launcher: Path) -> None:
-    """Ask the launcher for VERSION with nothing else in its environment, as the poorest runtime would."""
-    try:
-        done = subprocess.run(
-            [launcher],
-            env={"CNI_COMMAND": "VERSION"},
-            input=b"{}",
-            capture_output=True,
-            timeout=_PROBE_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as cause:
-        raise CniError(
-            Code.IO, f"the launcher does not start from {launcher.parent}: {cause}", "is the disk mounted noexec?"
-        ) from cause
-    if done.returncode or b"supportedVersions" not in done.stdout:
-        said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
-        raise CniError(
-            Code.INTERNAL,
-            f"the launcher does not answer VERSION: {said[-1] if said else f'exit status {done.returncode}'}",
-            f"{sys.executable} must be able to import multus_py without PYTHONPATH: install the package into it",
-        )
+def _remove(path: Path, done: Removed) -> None:
+    files.remove(path)
+    done.removed.append(path)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _not_ours(path: Path) -> CniError:
+    return CniError(
+        Code.INVALID_CONFIG, f"{path} was not written by multus-py install", "remove it by hand if you mean it"
+    )
+
+
+def _keys(conf: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    found = primary.plugins(conf) if conf else []
+    return found[0] if found else {}
+
+
+def _socket_dir(keys: Mapping[str, Any]) -> Path:
+    return Path(str(keys.get("socketDir") or SOCKET_DIR))

@@ -17,6 +17,9 @@ from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code
 from multus_py.entry import install
 from multus_py.kube.manifests import SUFFIXES
+from multus_py.nodeconf import executable
+from multus_py.nodeconf import primary as primaries
+from multus_py.nodeconf.ours import Order
 from multus_py.undo import Undo
 
 # Types that put a pod's interface on a link of the host, which their key `master` names.
@@ -92,7 +95,7 @@ def _install(lab: Lab, primary: Path | None, backend: str | None) -> None:
     if installed.exists() and primary is None and backend is None:
         return
     if primary is not None:
-        install.read_conf(primary)
+        primaries.read(primary)
         for old in lab.folders.conf.glob("10-*"):
             old.unlink()
         shutil.copyfile(primary, lab.folders.conf / f"10-{primary.name}")
@@ -100,7 +103,7 @@ def _install(lab: Lab, primary: Path | None, backend: str | None) -> None:
         (lab.folders.conf / "10-pod-network.conflist").write_text(json.dumps(_DEFAULT_NETWORK, indent=2))
     keys = {"cniDir": str(lab.root / "cni"), "delegateBackend": backend or "auto"}
     keys |= {"logFile": str(lab.root / "log"), "logLevel": "verbose"}
-    install.install(install.Order(lab.folders, {"manifests": lab.root / "manifests"}, keys=keys))
+    install.install(Order(lab.folders, {"manifests": lab.root / "manifests"}, keys=keys), executable.launcher())
 
 
 def _make_parents(lab: Lab) -> None:

@@ -11,9 +11,9 @@ from multus_py.cni import names
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code
 from multus_py.config import TYPE
-from multus_py.entry import install
 from multus_py.kube.manifests import Manifests
 from multus_py.kube.store import Pod, PodRef
+from multus_py.nodeconf.ours import Folders
 
 _ROOT = Path("/run/multus-py/lab")
 NAMESPACES = Path("/run/netns")
@@ -61,9 +61,9 @@ class Lab:
         return NAMESPACES / f"{self.name}.host"
 
     @property
-    def folders(self) -> install.Folders:
+    def folders(self) -> Folders:
         """The folders of executables and of conf files."""
-        return install.Folders(self.root / "bin", self.root / "net.d")
+        return Folders(self.root / "bin", self.root / "net.d")
 
     @property
     def launcher(self) -> Path:

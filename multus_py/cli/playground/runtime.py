@@ -16,7 +16,7 @@ from multus_py.cni import conflist
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code, PluginError
 from multus_py.config import TYPE
-from multus_py.entry import install
+from multus_py.nodeconf import primary
 
 _SHARED = Path("/var/lib/cni")  # where executables keep leases: host-local's default dataDir is below it
 _SYSTEM_PLUGINS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
@@ -82,7 +82,7 @@ def _with_own_leases(lab: Lab, command: list[str]) -> list[str]:
 
 def _config(lab: Lab, box: Sandbox) -> dict[str, Any]:
     """Return what a runtime of CNI 1.1 sends: the plugin's config with name, version and the last result."""
-    conf = conflist.parse(install.read_conf(lab.installed))
+    conf = conflist.parse(primary.read(lab.installed))
     body = {**conf.plugins[0], "name": conf.name, "cniVersion": conf.version}
     return body if box.result is None else {**body, "prevResult": box.result}
 

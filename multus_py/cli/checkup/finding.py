@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was found: a fact about the node, how bad it is, and what to do about it."""
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from multus_py.cni.errors import CniError
+
+
+class Level(StrEnum):
+    """How bad it is: only *failed* makes a node unfit."""
+
+    OK = "ok"
+    NOTE = "note"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fact, in one area; *advice* says what to do."""
+
+    level: Level
+    area: str
+    fact: str
+    advice: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """Return the fields as text."""
+        return {key: str(value) for key, value in asdict(self).items()}
+
+
+def failed(area: str, trouble: CniError) -> Finding:
+    """Return the finding for an error."""
+    return Finding(Level.FAILED, area, trouble.msg, trouble.details)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What waits on disk: journal pages without their sandbox, pages that cannot be trusted, DELs that nobody replayed."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from multus_py import journal
+from multus_py.agent.spool import Spool
+from multus_py.cli.checkup.finding import Finding, Level
+from multus_py.cli.checkup.place import Place
+from multus_py.journal import Entry
+
+_LATE = 300  # seconds after which a DEL in the spool is late: a daemon replays it within one or two
+
+
+def findings(place: Place) -> Iterator[Finding]:
+    """Yield what is left in the journal and in the spool."""
+    yield from _journal(place)
+    yield from _spool(place)
+
+
+def _journal(place: Place) -> Iterator[Finding]:
+    folder = place.at(place.settings.cni_dir / "attachments")
+    entries: list[Entry] = []
+    for container_id, ifname in journal.Journal(folder).sandboxes():
+        path = folder / f"{container_id}@{ifname}"
+        try:
+            # Read without its lock: a look from outside must not keep an ADD waiting.
+            entries.append(journal.decode(path.read_bytes()))
+        except FileNotFoundError:
+            continue  # its DEL was confirmed meanwhile
+        except journal.Damaged as trouble:
+            advice = "its DEL makes up for it from the kept results; then the page goes"
+            yield Finding(Level.WARNING, "journal", f"{path.name}: {trouble.msg}", advice)
+    gone = [entry for entry in entries if _is_gone(place, entry)]
+    for entry in gone:
+        pod = f" of pod {entry.pod}" if entry.pod else ""
+        advice = "the daemon takes it down in its next round, or the runtime's GC does"
+        yield Finding(
+            Level.WARNING, "journal", f"sandbox {entry.container_id}{pod} is gone, its attachments are kept", advice
+        )
+    yield Finding(Level.OK, "journal", f"{len(entries) - len(gone)} sandboxes are attached")
+
+
+def _is_gone(place: Place, entry: Entry) -> bool:
+    """Tell whether the sandbox's namespace is surely gone: another boot, or its folder is seen and it is not there."""
+    if entry.boot and entry.boot != journal.boot():
+        return True
+    path = place.at(entry.netns)
+    return bool(entry.netns) and path.parent.is_dir() and not path.exists()
+
+
+def _spool(place: Place) -> Iterator[Finding]:
+    folder = place.at(place.daemon.spool_dir)
+    waiting = [path for path in _files(folder) if path.suffix == ".json"]
+    if damaged := [path.name for path in _files(folder) if path.name.endswith(".damaged")]:
+        advice = "read what they say, release it by hand, remove them"
+        yield Finding(Level.WARNING, "spool", f"DELs that cannot be read: {', '.join(damaged)}", advice)
+    late = [path for path in waiting if time.time() - path.stat().st_mtime > _LATE]
+    if late:
+        fact = f"{len(late)} of {len(Spool(folder))} DELs wait for longer than {_LATE // 60} minutes"
+        yield Finding(Level.WARNING, "spool", fact, "start the daemon; if it runs, its log says why they fail")
+    else:
+        yield Finding(Level.OK, "spool", f"{len(waiting)} DELs wait to be replayed")
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        return []

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A word left for the daemon that our conf was taken away on purpose: it goes on serving and puts nothing back.
+
+It stands beside the daemon's socket, so it holds for the daemons of this boot, until somebody installs again.
+"""
+
+from pathlib import Path
+
+from multus_py.cni.errors import CniError, Code
+
+_NAME = "withdrawn"
+
+
+def say(socket_dir: Path) -> bool:
+    """Leave the word; False where no daemon ever served, for nobody would read it."""
+    if not socket_dir.is_dir():
+        return False
+    try:
+        (socket_dir / _NAME).touch(mode=0o600)
+    except OSError as cause:
+        raise CniError(
+            Code.IO,
+            f"cannot tell the daemon of {socket_dir} to let go: {cause.strerror}",
+            "stop the daemon first: it would put its conf back",
+        ) from cause
+    return True
+
+
+def take_back(socket_dir: Path) -> None:
+    """Remove the word."""
+    try:
+        (socket_dir / _NAME).unlink(missing_ok=True)
+    except OSError as cause:
+        raise CniError(
+            Code.IO, f"cannot remove {socket_dir / _NAME}: {cause.strerror}", "the daemon would put nothing in place"
+        ) from cause
+
+
+def is_said(socket_dir: Path) -> bool:
+    """Tell whether the word is there."""
+    return (socket_dir / _NAME).exists()
