@@ -7,6 +7,7 @@ import socket
 import socketserver
 import struct
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -72,6 +73,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def __init__(self, path: str, service: Service, connections: int) -> None:
         self.service = service
         self._places = threading.BoundedSemaphore(connections)
+        self._open = 0
+        self._closed = threading.Condition()
         super().__init__(path, _Handler)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002  the base class's shape
@@ -79,10 +82,37 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         credentials = request.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         return struct.unpack("3i", credentials)[1] in (0, os.geteuid())
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Begin a thread for one connection."""
+        with self._closed:
+            self._open += 1
+        super().process_request(request, client_address)
+
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve one connection when there is a place."""
-        with self._places:
-            super().process_request_thread(request, client_address)
+        try:
+            with self._places:
+                super().process_request_thread(request, client_address)
+        finally:
+            with self._closed:
+                self._open -= 1
+                self._closed.notify_all()
+
+    def finish(self, seconds: float) -> None:
+        """End: answer, within so many seconds, all who connected while the socket had its name; nobody is cut off."""
+        Path(str(self.server_address)).unlink(missing_ok=True)
+        self.shutdown()
+        self.socket.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                request, address = self.get_request()
+                if self.verify_request(request, address):
+                    self.process_request(request, address)
+                else:
+                    self.shutdown_request(request)
+        with self._closed:
+            self._closed.wait_for(lambda: not self._open, seconds)
+        self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Let a shim that went away go."""

@@ -31,8 +31,10 @@ from multus_py.nodeconf import executable, ours
 
 log = logging.getLogger("multus_py")
 
-_TICK = 1.0  # seconds between two looks at the config file and the spool
+_TICK = 1.0  # seconds between two looks at the config file, the conf folder and the spool
+_SOON = 0.05  # the same, as long as pods wait for us
 _LOCK_WAIT = 15.0  # seconds for the daemon before us to go
+_LAST_WORDS = 5.0  # seconds for those who connected just before the socket went
 _FAREWELL = 5.0  # seconds to learn whether our DaemonSet was deleted
 
 
@@ -108,15 +110,15 @@ class Daemon:
         if start := getattr(self._store, "start", None):
             self._store.subscribe(self._changed)  # type: ignore[union-attr]
             start()
-        self._follower.look()
-        self._following = self._thread(lambda: self._follower.run(self._stop.asked.wait), "conf folder")
+        self._look()
+        self._following = self._thread(self._follow_folder, "conf folder")
         self._reconciler.replay_spool()
         self._thread(self._look_after, "reconciler")
         log.info("listening on %s", config.socket_dir / "multus.sock")
 
     def serve(self) -> int:
         """Wait until told to go; then finish what is under way, within the drain time."""
-        while not self._stop.asked.wait(_TICK):
+        while not self._stop.asked.wait(_TICK if self._service.serving.is_set() else _SOON):
             self._follow_store()
             self._follow_config()
         config = self._service.config
@@ -127,9 +129,7 @@ class Daemon:
         if not drained:
             log.warning("%d calls are cut off after %g s; the journal knows them", self._service.lanes.under_way,
                         config.drain_timeout)  # fmt: skip
-        self._server.shutdown()
-        self._server.server_close()
-        (config.socket_dir / "multus.sock").unlink(missing_ok=True)
+        self._server.finish(_LAST_WORDS)
         self._leave(config)
         self._spawner.close()
         if close := getattr(self._store, "close", None):
@@ -205,6 +205,17 @@ class Daemon:
             )
         if config.metrics_port:
             self._metrics.serve(config.metrics_address, config.metrics_port)
+
+    def _follow_folder(self) -> None:
+        """Keep our place in front of the default network."""
+        while not self._stop.asked.wait(_TICK):
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            self._follower.look()
+        except Exception:
+            log.exception("the look at the conf folder met something that nobody expected; it goes on")
 
     def _followed(self, found: Found) -> None:
         self._service.network = {"clusterNetwork": str(found.conf.path)} if found.conf else {}

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The daemon and its shim on a node of a real cluster: kubelet, its runtime and the API server are the real ones.
 
-KUBECONFIG names the cluster; this machine is its one node, E2E_CNI_BIN and E2E_CNI_CONF are the runtime's folders.
 E2E_RESTART_API may hold a command that kills the API server and starts it again.
 """
 
@@ -11,68 +10,33 @@ import secrets
 import signal
 import subprocess
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
-from cluster_node import ROOT, Node, definition, pod, until
+from cluster_node import definition, pod, until
 
 from multus_py import netlink
 
-_KUBECONFIG = os.environ.get("KUBECONFIG", "")
-_FOLDERS = (os.environ.get("E2E_CNI_BIN", ""), os.environ.get("E2E_CNI_CONF", ""))
 _RESTART_API = os.environ.get("E2E_RESTART_API", "")
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(not (_KUBECONFIG and all(_FOLDERS)), reason="needs KUBECONFIG, E2E_CNI_BIN and E2E_CNI_CONF"),
-]
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory):
-    """A namespace, three networks on bridges of our own, daemon and shim in place; all taken away at the end."""
-    folder = tmp_path_factory.mktemp("node")
-    node = Node(_KUBECONFIG, Path(_FOLDERS[0]), Path(_FOLDERS[1]), folder, f"mpt-{secrets.token_hex(3)}")
-    subprocess.run(
-        ["kubectl", "--kubeconfig", _KUBECONFIG, "apply", "-k", str(ROOT / "crds")], check=True, capture_output=True
-    )
-    node.kubectl("create", "namespace", node.namespace)
+def definitions(folder):
+    """Three networks on two bridges of our own, which go when the node's pods are gone."""
     tag = secrets.token_hex(2)
     pool = {"type": "host-local", "dataDir": str(folder / "ipam")}
     bridge = {"cniVersion": "1.0.0", "type": "bridge", "bridge": f"mpt{tag}", "isGateway": True}
-    try:
-        node.apply(
-            definition("b", {**bridge, "ipam": {**pool, "subnet": "10.61.0.0/16"}}),
-            definition("b2", {**bridge, "bridge": f"mpu{tag}", "ipam": {**pool, "subnet": "10.62.0.0/16"}}),
-            definition("m", {"cniVersion": "1.0.0", "type": "macvlan", "master": f"mpt{tag}",
-                             "ipam": {**pool, "subnet": "10.63.0.0/16"}}),
-        )  # fmt: skip
-        node.install()
-        node.start()
-        yield node
-    finally:
-        node.kubectl("delete", "pods,deployments", "--all", "--force", "--grace-period=0", "--wait=false", check=False)
-        with suppress(AssertionError):
-            node.gone()
-            until(lambda: not node.state())
-        node.stop()
-        node.uninstall()
-        node.kubectl("delete", "namespace", node.namespace, "--wait=false", check=False)
-        with netlink.open() as kernel:
-            for link in kernel.links():
-                if link.name in (f"mpt{tag}", f"mpu{tag}"):
-                    kernel.delete_link(link.index)
-
-
-@pytest.fixture
-def clean(node):
-    """The node holds nothing for pods of ours before; and nothing after, once they are deleted."""
-    before = node.state()
-    yield node
-    node.kubectl("delete", "pods,deployments", "--all", "--wait=false", check=False)
-    node.gone()
-    until(lambda: node.state() == before, lambda: f"{before} became {node.state()}; {node.log()[-3000:]}", 40)
+    yield [
+        definition("b", {**bridge, "ipam": {**pool, "subnet": "10.61.0.0/16"}}),
+        definition("b2", {**bridge, "bridge": f"mpu{tag}", "ipam": {**pool, "subnet": "10.62.0.0/16"}}),
+        definition("m", {"cniVersion": "1.0.0", "type": "macvlan", "master": f"mpt{tag}",
+                         "ipam": {**pool, "subnet": "10.63.0.0/16"}}),
+    ]  # fmt: skip
+    with netlink.open() as kernel:
+        for link in kernel.links():
+            if link.name in (f"mpt{tag}", f"mpu{tag}"):
+                kernel.delete_link(link.index)
 
 
 @pytest.mark.parametrize("networks", ["", "b", "b,b2,m", "b,b2,m,b,b2,m,b,b2"])
