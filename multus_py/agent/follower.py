@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our place in front of the default network, kept while the daemon runs: the conf folder is looked at every second."""
+"""Our place in front of the default network, kept while the daemon runs: it looks at the conf folder every second."""
 
 import logging
 from collections import deque
@@ -14,8 +14,6 @@ from multus_py.nodeconf.executable import Program
 from multus_py.nodeconf.ours import Order
 
 log = logging.getLogger("multus_py")
-
-TICK = 1.0  # seconds between two looks
 
 
 @dataclass(frozen=True)
@@ -81,11 +79,6 @@ class Follower:
         self._rivals: list[Path] = []
         self._withdrawn = False
         self._trouble = ""
-
-    def run(self, ended: Callable[[float], bool]) -> None:
-        """Look until *ended*, which waits for as many seconds as it is given and tells whether that is all."""
-        while not ended(TICK):
-            self.look()
 
     def look(self) -> None:
         """Compare what is there with what should be, and set it right; what cannot be is told, when it is new."""

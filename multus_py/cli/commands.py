@@ -26,7 +26,7 @@ COMMANDS = {
     "plugin": Command("multus_py.cli.plugin", "be a CNI plugin: CNI_* environment, config on standard input"),
     "daemon": Command("multus_py.cli.daemon", "the node agent: serve the shim's calls for all pods of this node"),
     "install": Command("multus_py.cli.install", "put the plugin in front of a node's primary CNI"),
-    "uninstall": Command("multus_py.cli.uninstall", "take launcher and conf away again"),
+    "uninstall": Command("multus_py.cli.uninstall", "take executable and conf away again, the node works as before"),
     "lab": Command("multus_py.cli.lab", "throw-away pods from manifests on this machine, no cluster"),
     "status": Command("multus_py.cli.status", "attachments on this node, checked against the kernel"),
     "lint": Command("multus_py.cli.lint", "find what is wrong in definitions, pods and configs"),

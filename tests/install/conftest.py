@@ -2,14 +2,9 @@
 """A node with conf and plugin folders of its own, and a daemon that installs itself there."""
 
 import signal
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "agent"))  # the daemon's stage is shared with its own tests
-
-from node import Node
+from installed import Node
 from running import Running
 from story import Stage, namespace
 
