@@ -112,7 +112,7 @@ def test_nobody_listening_is_unavailable(connect: Connect) -> None:
 @pytest.mark.parametrize("body", [b"<html>", b"", b"[]", b"{}", b'{"metadata": 3}', b"\xff", b"[" * 100_000])
 def test_an_answer_that_is_no_object_is_unavailable(connect: Connect, body: bytes) -> None:
     """What a proxy may send with status 200 is never taken for a pod; the last try may be cut off by the deadline."""
-    with playing(reply(200, body)) as script, pytest.raises(Unavailable, match="answered with|out of reach"):
+    with playing(reply(200, body)) as script, pytest.raises(Unavailable, match=r"answered with|out of reach"):
         connect(script.url, 0.3).pod(REF)
 
 
