@@ -84,7 +84,8 @@ def call(subject: Subject, verb: str, container: str, netns: str) -> float:
     env = {
         "CNI_COMMAND": verb, "CNI_CONTAINERID": container, "CNI_NETNS": netns, "CNI_IFNAME": "eth0",
         "CNI_PATH": "/usr/lib/cni", "PATH": os.environ["PATH"],
-        "CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=p;K8S_POD_INFRA_CONTAINER_ID=" + container,
+        "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={container}"
+                    f";K8S_POD_INFRA_CONTAINER_ID={container}",
     }  # fmt: skip
     started = time.perf_counter()
     done = subprocess.run([subject.plugin], input=subject.config, env=env, capture_output=True, check=False)
@@ -139,8 +140,8 @@ def report(
 
 
 @contextmanager
-def daemon(folder: Path, host: str, backend: str) -> Iterator[Subject]:
-    """Run our daemon with one backend; the shim is the plugin."""
+def daemon(folder: Path, host: str, backend: str, names: Sequence[str]) -> Iterator[Subject]:
+    """Run our daemon with one backend for pods of these *names*; the shim is the plugin."""
     folder.mkdir()
     pool = {"type": "host-local", "dataDir": str(folder / "ipam")}
     bridge = {"cniVersion": "1.0.0", "type": "bridge", "isGateway": True}
@@ -149,7 +150,9 @@ def daemon(folder: Path, host: str, backend: str) -> Iterator[Subject]:
     stage.definition("b", {**bridge, "bridge": f"b{backend}", "ipam": {**pool, "subnet": "10.89.0.0/16"}})
     stage.definition("m", {"cniVersion": "1.0.0", "type": "macvlan", "master": f"b{backend}",
                            "ipam": {**pool, "subnet": "10.90.0.0/16"}})  # fmt: skip
-    stage.pod("p", "b,m")
+    annotations = {"k8s.v1.cni.cncf.io/networks": "b,m"}
+    pods = [{"metadata": {"name": name, "annotations": annotations}} for name in names]
+    (folder / "manifests" / "pods.json").write_text(json.dumps({"apiVersion": "v1", "kind": "PodList", "items": pods}))
     running = Running(stage, host, {"delegateBackend": backend, "binDir": "/usr/lib/cni", "logLevel": "warning"})
     running.start()
     config = {"cniVersion": "1.0.0", "name": "mp", "type": "multus-py", "socketDir": str(folder / "run"),
@@ -175,7 +178,7 @@ def main() -> None:
         count = max(args.pods, args.burst)
         pods = [(f"bench{n}", stack.enter_context(namespace())) for n in range(count)]
         for backend in ("builtin", "exec"):
-            with daemon(folder / backend, host, backend) as subject:
+            with daemon(folder / backend, host, backend, [name for name, _ in pods]) as subject:
                 rows[backend] = report(subject, pods[: args.pods], pods[: args.burst])
         for words in args.plugin:
             name, _, rest = words.partition("=")

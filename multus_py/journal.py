@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ class Journal:
         return [(container_id, ifname) for container_id, ifname in pairs]
 
 
+@cache
 def boot() -> str:
     """Return the id of this boot, "" where the kernel tells none (Documentation/admin-guide/sysctl/kernel.rst)."""
     try:
@@ -151,10 +153,12 @@ def boot() -> str:
 
 def _locked(path: Path, wait: bool) -> tuple[int, bool]:
     """Open and lock *path*; return the descriptor, and whether the file was made just now."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     while True:
         try:
             descriptor, fresh = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), True
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            continue
         except FileExistsError:
             try:
                 descriptor, fresh = os.open(path, os.O_RDWR | os.O_CLOEXEC), False

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from multus_py import rtnetlink as wire
-from multus_py import vf
+from multus_py import small_files, vf
 from multus_py.cni.errors import CniError, Code
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -296,7 +296,7 @@ def same_namespace(netns: str) -> bool:
 def read_sysctl(name: str) -> str | None:
     """Return what /proc/sys/*name* holds in the calling thread's namespace, None when the kernel has no such."""
     try:
-        return Path(f"/proc/sys/{name}").read_text().strip()
+        return small_files.read(f"/proc/sys/{name}").decode().strip()
     except OSError:
         return None
 
@@ -353,6 +353,11 @@ class Netlink:
     def links(self) -> list[Link]:
         """Return all links of the namespace."""
         return [_link(body) for body in self._dump("list interfaces", wire.GETLINK, _IFINFO.pack(0, 0, 0, 0, 0))]
+
+    def link_names(self) -> set[str]:
+        """Return the names of all links of the namespace; what else is told of them is not looked at."""
+        bodies = self._dump("list interfaces", wire.GETLINK, _IFINFO.pack(0, 0, 0, 0, 0))
+        return {wire.string(next(value for kind, value in wire.pairs(body, 16) if kind == 3)) for body in bodies}
 
     def describe(self, wanted: str | int) -> dict[str, Any]:
         """Return all that the kernel tells of a link, by the kernel's names, for people to read.

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -155,6 +156,7 @@ def preload() -> None:
         importlib.import_module(module)
 
 
+@cache
 def _native_delegate(plugin_type: str) -> Delegate | None:
     if module := NATIVE.get(plugin_type):
         return cast(Delegate, importlib.import_module(module))

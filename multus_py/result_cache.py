@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from multus_py import small_files
 from multus_py.cni import conflist, names
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code
@@ -45,18 +46,14 @@ class ResultCache:
         }
         path = self._path(attachment, container_id)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            draft = _draft(path)
-            draft.touch(mode=0o600)
-            draft.write_text(json.dumps(body))
-            draft.rename(path)
+            small_files.put(path, _draft(path), json.dumps(body).encode())
         except OSError as cause:
             raise CniError(Code.IO, f"cannot keep the result {path}: {cause.strerror}") from cause
 
     def result(self, attachment: Attachment, container_id: str) -> dict[str, Any] | None:
         """Return the kept result; None when there is none or the file is damaged (DEL goes on without)."""
         try:
-            body = json_object(self._path(attachment, container_id).read_bytes(), "kept result")
+            body = json_object(small_files.read(self._path(attachment, container_id)), "kept result")
         except (OSError, CniError):
             return None
         result = body.get("result")
@@ -85,7 +82,7 @@ class ResultCache:
             return
         for path in paths:
             try:
-                yield decode(path.read_bytes())
+                yield decode(small_files.read(path))
             except (OSError, CniError):
                 continue
 

@@ -24,10 +24,10 @@ NEWLINKPROP, DELLINKPROP = 108, 109
 REQUEST, ACK, REPLACE, EXCL, CREATE, DUMP = 0x001, 0x004, 0x100, 0x200, 0x400, 0x300
 _ERROR, _DONE = 2, 3
 _DUMP_INTERRUPTED = 0x10
-_ACK_TLVS = 0x200
+_CAPPED, _ACK_TLVS = 0x100, 0x200
 # linux/socket.h and linux/netlink.h: the socket's own options.
 _SOL_NETLINK, _ADD_MEMBERSHIP, _DROP_MEMBERSHIP = 270, 1, 2
-_CAP_ACK, _EXT_ACK, _STRICT = 10, 11, 12
+_EXT_ACK, _STRICT = 11, 12
 GROUP_LINK, GROUP_IPV6_IFADDR = 1, 9
 
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
@@ -38,6 +38,7 @@ _ROOM = 1 << 18  # bytes for one answer: the kernel sends dumps in pieces of at 
 _TRIES = 8  # of a dump that changed while it was read
 
 Attributes = dict[int, bytes]
+_rooms: list[bytearray] = []  # of sockets that are closed, for the next: the kernel would clear each anew
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -104,17 +105,19 @@ class Socket:
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._sequence = itertools.count(1)
+        self._room = _rooms.pop() if _rooms else bytearray(_ROOM)
         try:
-            for option in (_CAP_ACK, _EXT_ACK, _STRICT):
+            for option in (_EXT_ACK, _STRICT):
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
-            self._socket.bind((0, 0))
         except BaseException:
             self._socket.close()
             raise
 
     def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
+        """Close the socket; once more is no harm."""
+        if self._socket.fileno() >= 0:
+            self._socket.close()
+            _rooms.append(self._room)
 
     def tell(self, kind: int, body: bytes, flags: int = 0) -> None:
         """Ask for a deed and wait until it is done; `Refused` when the kernel would not."""
@@ -160,7 +163,7 @@ class Socket:
         """Drop what the kernel sent unasked."""
         try:
             while True:
-                self._socket.recv(_ROOM, socket.MSG_DONTWAIT)
+                self._socket.recv_into(self._room, 0, socket.MSG_DONTWAIT)
         except BlockingIOError:
             pass
 
@@ -173,7 +176,7 @@ class Socket:
         """Yield the bodies of what is answered to *sequence*; the answer to another question is skipped."""
         changed = False
         while True:
-            data = self._socket.recv(_ROOM)
+            data = bytes(memoryview(self._room)[: self._socket.recv_into(self._room)])
             start = 0
             while start < len(data):
                 length, kind, flags, told, _ = _HEADER.unpack_from(data, start)
@@ -195,6 +198,13 @@ def _refuse(kind: int, flags: int, body: bytes) -> None:
     (code,) = struct.unpack_from("=i", body) if len(body) >= 4 else (0,)
     if code >= 0:
         return
-    # Behind the error number stands the header that was refused (CAP_ACK: without its body), then attributes.
-    told = attributes(body, 20 if kind == _ERROR else 4) if flags & _ACK_TLVS else {}
+    told = attributes(body, _behind_error(kind, flags, body)) if flags & _ACK_TLVS else {}
     raise Refused(-code, string(told.get(1)))
+
+
+def _behind_error(kind: int, flags: int, body: bytes) -> int:
+    """Return where an error's attributes begin: behind its number and, in NLMSG_ERROR, the message it refuses."""
+    if kind != _ERROR:
+        return 4
+    refused: int = 16 if flags & _CAPPED else _HEADER.unpack_from(body, 4)[0]  # capped: its header alone
+    return 4 + ((refused + 3) & ~3)

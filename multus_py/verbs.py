@@ -78,7 +78,8 @@ def _attach_beside(before: Sequence[Attachment], attachment: Attachment, call: C
     Some systems serve one interface a pod and replace it when they are asked again (Calico names its veth by the pod).
     """
     plugin = attachment.conflist.types[:1]
-    if plugin not in [other.conflist.types[:1] for other in before]:
+    alone = plugin not in [other.conflist.types[:1] for other in before]
+    if alone or node.chain.owns_interface(attachment, call):
         return attach.one(attachment, call, node)
     there = _link_names(call.netns)
     result = attach.one(attachment, call, node)
@@ -94,7 +95,7 @@ def _attach_beside(before: Sequence[Attachment], attachment: Attachment, call: C
 
 def _link_names(netns: str) -> set[str]:
     with netlink.open(netns) as kernel:
-        return {link.name for link in kernel.links()}
+        return kernel.link_names()
 
 
 def _settle(

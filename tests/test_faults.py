@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from running import until
 from story import Stage, namespace
 
 from multus_py import netlink
@@ -57,7 +58,7 @@ def leftovers(stage: Stage) -> list[str]:
         links += [link.name for link in kernel.links() if link.name not in ("lo", "br0", "br1")]
     ipam = [path.name for path in (stage.folder / "ipam").rglob("*") if path.is_file()]
     kept = [name for name in ipam if not name.startswith(("lock", "last_reserved_ip", ".reserving"))]  # the pool's own
-    return links + kept + [name for name in stage.left() if name != "events.json"]
+    return links + kept + [name for name in stage.left() if name != "events.jsonl"]
 
 
 def told(stage: Stage, verb: str) -> str:
@@ -88,7 +89,23 @@ def killed_before(n: int, stage: Stage, verb: str) -> bool:
             told(stage, verb)
         finally:
             os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    until(lambda: not orphans(stage))  # an executable that a killed ADD left running may still do its deed
+    return killed
+
+
+def orphans(stage: Stage) -> list[str]:
+    """Return the processes that run an executable of the stage."""
+    own = os.fsencode(stage.folder / "bin")
+    running = [path for path in Path("/proc").glob("[0-9]*/cmdline") if own in _read(path)]
+    return [path.parent.name for path in running]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def every_kill(stage: Stage, verb: str, before: Callable[[], object], after: Callable[[], object]) -> int:

@@ -115,7 +115,7 @@ def test_a_delegates_code_and_message_pass_through(stage):
     error = caught.value
     assert (11, "wait; trace") == (error.code, error.details)
     assert "default/p: network default/x as net1: plugin extra: pool is busy" == error.msg
-    assert ["events.json"] == stage.left()  # the Event that tells the reason stays with the pod
+    assert ["events.jsonl"] == stage.left()  # the Event that tells the reason stays with the pod
     events = stage.node().store.events(PodRef("default", "p"))
     assert [("Warning", "FailedAttach", True)] == [(e.kind, e.reason, "pool is busy" in e.message) for e in events]
 
@@ -135,7 +135,7 @@ def test_a_delegate_that_misbehaves_is_told_and_taken_back(stage, script, words)
     with pytest.raises(CniError) as caught:
         stage.run("ADD", "p", execTimeout=1.5)
     assert (True, True) == ("extra" in caught.value.msg, words in str(caught.value))
-    assert ["events.json"] == stage.left()
+    assert ["events.jsonl"] == stage.left()
 
 
 def test_what_cannot_be_taken_back_is_left_for_delete(stage):

@@ -69,7 +69,7 @@ def add(request: Request) -> Result:
     mine = pool.owner(call.container_id, call.ifname)
     chosen = _assigned(config)
     with pool.opened(config.data_dir, config.network) as files, Undo() as undo:
-        held = files.owners()
+        held = files.holders()
         _refuse_second(held, config, chosen, mine)
         taken = {name for name, holder in held.items() if holder}
         given = []

@@ -27,6 +27,8 @@ _NEW = ".reserving"  # what is being written: no address, so the executable take
 _NOT_ADDRESSES = (".", _LAST, "lock")
 _IN_THE_WAY = "nobody\n"  # who has an address under whose name no regular file lies: no owner reads like this
 _OWNER_MAX = 4096  # bytes: a container id and an interface have far less
+# By a folder's device and inode: when it last changed under our hands, and who had which address then.
+_seen: dict[tuple[int, int], tuple[int, dict[str, str]]] = {}
 
 
 class Pool:
@@ -34,6 +36,10 @@ class Pool:
 
     def __init__(self, folder: int) -> None:
         self._folder = folder
+        now = os.fstat(folder)
+        self._id = (now.st_dev, now.st_ino)
+        changed, known = _seen.get(self._id, (0, {}))
+        self._known = known if changed == now.st_mtime_ns else None
 
     def reserve(self, wanted: Address, owner: str) -> bool:
         """Write that *owner* has *wanted*; False when somebody else has it.
@@ -45,12 +51,22 @@ class Pool:
             return False
         self._write(_NEW, owner)
         os.rename(_NEW, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        if self._known is not None:
+            self._known[name] = owner
         return True
+
+    def holders(self) -> dict[str, str]:
+        """Return `owners` as this process knows them, without reading every file again for each pod.
+
+        They are read anew when another process changed the folder since: its time of change or its names say so.
+        """
+        if self._known is None or self._known.keys() != set(self._names()):
+            self._known = self.owners()
+        return dict(self._known)
 
     def owners(self) -> dict[str, str]:
         """Return who has which address by its file's name; "" where a killed process left nothing in the file."""
-        files = os.listdir(self._folder)  # noqa: PTH208  pathlib knows no open folder, and would join each path
-        return {name: self._read(name) for name in files if not name.startswith(_NOT_ADDRESSES)}
+        return {name: self._read(name) for name in self._names()}
 
     def release(self, owner: str, hints: Iterable[Address] = (), enough: int = 0) -> int:
         """Free the addresses of *owner*; return how many.
@@ -68,14 +84,26 @@ class Pool:
         return _address(self._read(f"{_LAST}{n}"))
 
     def remember(self, n: int, given: Address) -> None:
-        """Write where the search in range set *n* ended."""
-        self._write(_NEW, str(given))
-        os.rename(_NEW, f"{_LAST}{n}", src_dir_fd=self._folder, dst_dir_fd=self._folder)
+        """Write where the search in range set *n* ended; whoever is killed here makes the next begin in front."""
+        self._write(f"{_LAST}{n}", str(given))
+
+    def leave(self) -> None:
+        """Remember for the next time what is known, as the last deed before the lock is let go."""
+        if self._known is None:
+            _seen.pop(self._id, None)
+        else:
+            _seen[self._id] = (os.fstat(self._folder).st_mtime_ns, self._known)
+
+    def _names(self) -> list[str]:
+        files = os.listdir(self._folder)  # noqa: PTH208  pathlib knows no open folder, and would join each path
+        return [name for name in files if not name.startswith(_NOT_ADDRESSES)]
 
     def _free(self, name: str, owner: str) -> bool:
         if self._read(name) != owner:
             return False
         os.unlink(name, dir_fd=self._folder)
+        if self._known is not None:
+            self._known.pop(name, None)
         return True
 
     def _read(self, name: str) -> str:
@@ -111,21 +139,34 @@ def opened(data_dir: str, network: str) -> Iterator[Pool]:
     """Lock the pool of *network* for the time of the block; its folder is made. Code 5 when the disk will not."""
     path = Path(data_dir or DATA_DIR) / network
     try:
-        path.mkdir(mode=0o755, parents=True, exist_ok=True)
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = _folder(path)
     except OSError as cause:
         raise _disk(path, cause) from cause
     try:
         lock = os.open("lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=folder)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield Pool(folder)
+            files = Pool(folder)
+            try:
+                yield files
+            finally:
+                files.leave()
         finally:
             os.close(lock)
     except OSError as cause:
         raise _disk(path, cause) from cause
     finally:
         os.close(folder)
+
+
+def _folder(path: Path) -> int:
+    """Open the folder of a network; made when it is missing, once in its life."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        return os.open(path, flags)
 
 
 def exists(data_dir: str, network: str) -> bool:

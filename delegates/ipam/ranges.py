@@ -4,6 +4,7 @@
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from multus_py.cni.errors import CniError, Code
@@ -33,6 +34,9 @@ class Range:
         return f"{self.start}-{self.end}"
 
 
+# The ranges of a network are read for every pod of it.
+_read_address = lru_cache(256)(ipaddress.ip_address)
+_read_interface = lru_cache(256)(ipaddress.ip_interface)
 RangeSet = tuple[Range, ...]  # one address is taken from each set
 
 
@@ -47,7 +51,7 @@ class Candidate:
 def address(text: str, what: str) -> Address:
     """Read an address; an IPv4 one in IPv6 clothes (`::ffff:192.0.2.1`) is an IPv4 one, as Go has it."""
     try:
-        read = ipaddress.ip_address(text)
+        read = _read_address(text)
     except ValueError as cause:
         raise CniError(Code.INVALID_CONFIG, f"{what}: cannot understand ip {text!r:.80}", "an address") from cause
     return _plain(read)
@@ -56,7 +60,7 @@ def address(text: str, what: str) -> Address:
 def cidr(text: str, what: str) -> Cidr:
     """Read an address with its prefix length."""
     try:
-        read = ipaddress.ip_interface(text if "/" in text else "")
+        read = _read_interface(text if "/" in text else "")
     except ValueError as cause:
         raise CniError(
             Code.INVALID_CONFIG, f"{what}: {text!r:.80} is not in CIDR notation", "an address and its prefix length"

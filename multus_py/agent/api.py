@@ -187,4 +187,4 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _json(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, indent=4).encode()
+    return json.dumps(body).encode()

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,21 @@ _LOOK = 0.5  # seconds between two looks whether the other process is still ther
 class Spawner:
     """`Executables` in another process. *chroot* is the folder in which executables are found and run, "" for none.
 
-    *environment* is what executables get beside the call's own; *slots* bounds how many run at once.
+    *environment* is what executables get beside the call's own; *slots* bounds how many run at once; *awaited* is
+    called by a thread before it waits for one.
     """
 
-    def __init__(self, chroot: str = "", environment: Mapping[str, str] | None = None, slots: int = 32) -> None:
+    def __init__(
+        self,
+        chroot: str = "",
+        environment: Mapping[str, str] | None = None,
+        slots: int = 32,
+        awaited: Callable[[], None] = lambda: None,
+    ) -> None:
         self._chroot = chroot
         self._environment = dict(environment or {})
         self._slots = threading.BoundedSemaphore(slots)
+        self._awaited = awaited
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
@@ -47,6 +55,7 @@ class Spawner:
 
     def run(self, path: Path, env: Mapping[str, str], stdin: bytes, timeout: float) -> Ended:
         """Run it to its end; code 5 when it cannot be started, 11 when *timeout* seconds were not enough."""
+        self._awaited()
         with self._slots, contextlib.ExitStack() as ends:
             pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
             theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]

@@ -139,7 +139,7 @@ class Manifests:
 
     def publish_status(self, pod: Pod, text: str) -> None:
         """Keep the network-status of *pod*; `NotFound` when its manifest is gone or has another uid."""
-        now = self.pod(pod.ref)
+        now = self._one(Pod, pod.namespace, pod.name, Code.INVALID_ENVIRONMENT)
         if pod.uid and now.uid and pod.uid != now.uid:
             raise NotFound(
                 Code.INVALID_ENVIRONMENT,
@@ -359,11 +359,9 @@ def _label(found: _Object) -> str:
 
 def _paths(folder: Path) -> list[Path]:
     """List the manifests under *folder*, by path; hidden files and folders are left out."""
-    if folder.is_file():
-        return [folder]
     found: list[Path] = []
     for root, folders, files in os.walk(folder):
         # A mounted ConfigMap keeps its files a second time under a hidden name.
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(root, name) for name in files if name.endswith(SUFFIXES) and not name.startswith(".")]
-    return sorted(found)
+    return sorted(found) if found or not folder.is_file() else [folder]

@@ -46,6 +46,8 @@ def _strange_keys(value: Mapping[str, Any], schema: Mapping[str, Any], path: str
     rest = schema.get("additionalProperties", True)
     for key, item in value.items():
         part = known.get(key)
+        if part is None and key in STANDARD and not path:
+            continue
         if part is None:
             part = next((found for name, found in known.items() if name.casefold() == key.casefold()), None)
         if part is None and isinstance(rest, Mapping):

@@ -47,7 +47,7 @@ def leftovers():
             links += [link.name for link in kernel.links() if link.name not in ("lo", "br0", "br1")]
         files = [path.name for path in (running.folder / "ipam").rglob("*") if path.is_file()]
         ipam = [name for name in files if not name.startswith(("lock", "last_reserved_ip", ".reserving"))]
-        left = [name for name in running.stage.left() if name != "events.json"]
+        left = [name for name in running.stage.left() if name != "events.jsonl"]
         return links + ipam + left + running.spooled()
 
     return look

@@ -283,3 +283,23 @@ def test_a_large_pool_gives_its_last_address_soon(tmp_path: Path) -> None:
     assert addresses(body, "c1") == ["10.9.1.244/23"]
     assert time.monotonic() - began < 1
     assert not (net / ".reserving").exists()
+
+
+def test_what_others_did_to_the_pool_is_seen(tmp_path):
+    """What is remembered of a pool between two pods holds only as long as nobody else touched the folder."""
+    one, two, three = (ipaddress.ip_address(f"10.9.0.{n}") for n in (2, 3, 4))
+    with pool.opened(str(tmp_path), "net") as files:
+        assert files.reserve(one, "mine")
+        assert files.holders() == {"10.9.0.2": "mine"}
+    (tmp_path / "net/10.9.0.3").write_text("theirs")
+    with pool.opened(str(tmp_path), "net") as files:
+        assert files.holders() == {"10.9.0.2": "mine", "10.9.0.3": "theirs"}
+        assert not files.reserve(two, "mine")
+        assert files.reserve(three, "mine")
+    (tmp_path / "net/10.9.0.2").unlink()
+    with pool.opened(str(tmp_path), "net") as files:
+        assert files.holders() == {"10.9.0.3": "theirs", "10.9.0.4": "mine"}
+        assert files.release("mine") == 1
+        assert files.holders() == {"10.9.0.3": "theirs"}
+    with pool.opened(str(tmp_path), "net") as files:
+        assert files.holders() == files.owners() == {"10.9.0.3": "theirs"}

@@ -71,7 +71,7 @@ def tell(stage: Stage, body: object, device: str = A) -> None:
 def left(stage: Stage) -> list[str]:
     """Return what is left of any sandbox, device information included."""
     folder = stage.folder / "devinfo/cni"
-    kept = [name for name in stage.left() if name != "events.json"]
+    kept = [name for name in stage.left() if name != "events.jsonl"]
     return kept + [path.name for path in folder.iterdir()] if folder.exists() else kept
 
 

@@ -102,5 +102,5 @@ class Node:
         """Return what is left of sandboxes: journal, results, tombstones, addresses, what scripted plugins hold."""
         files = [path.name for path in (self.folder / "ipam").rglob("*") if path.is_file()]
         ipam = [name for name in files if not name.startswith(("lock", "last_reserved_ip", ".reserving"))]
-        pods = ("events.json", "status.json")
+        pods = ("events.jsonl", "status.json")
         return [*ipam, *(name for name in self.running.stage.left() if name not in pods), *self.running.spooled()]

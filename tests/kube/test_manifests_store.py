@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from multus_py.cni.errors import CniError, Code
 from multus_py.kube.manifests import DEPTH_LIMIT, Manifests, documents
-from multus_py.kube.notes import EVENTS_KEPT
+from multus_py.kube.notes import EVENTS_KEPT, EVENTS_SIZE
 from multus_py.kube.store import NETWORK_STATUS, NotFound, Pod, PodRef
 
 DEFINITION = """\
@@ -194,7 +194,7 @@ def test_what_is_kept_is_private_and_forgotten(store: Manifests, tmp_path: Path)
     assert {0o600} == {path.stat().st_mode & 0o777 for path in kept}
     assert {0o700} == {path.stat().st_mode & 0o777 for path in (tmp_path / "state").rglob("*") if path.is_dir()}
     store.forget(pod.ref)
-    assert [".lock"] == [path.name for path in (tmp_path / "state").rglob("*")]
+    assert [] == list((tmp_path / "state").rglob("*"))
     assert [] == store.events(pod.ref)
 
 
@@ -221,7 +221,7 @@ def test_damaged_notes_are_written_anew(store: Manifests, tmp_path: Path, damage
     pod = store.pod(PodRef("default", "p1"))
     store.publish_status(pod, "[1]")
     store.event(pod, "Normal", "R", "m")
-    for name in ("status.json", "events.json"):
+    for name in ("status.json", "events.jsonl"):
         (tmp_path / "state/default/p1" / name).write_text(damage)
     assert NETWORK_STATUS not in store.pod(pod.ref).annotations
     store.event(pod, "Warning", "S", "n")
@@ -234,6 +234,18 @@ def test_only_the_newest_events_are_kept(store: Manifests, tmp_path: Path) -> No
     for n in range(EVENTS_KEPT + 5):
         store.event(pod, "Warning", "R", str(n))
     assert [str(n) for n in range(5, EVENTS_KEPT + 5)] == [event.message for event in store.events(pod.ref)]
+
+
+def test_the_file_of_events_stays_small(store: Manifests, tmp_path: Path) -> None:
+    """Long messages for ever: the file is cut, the newest Events stay."""
+    pod = Pod("default", "p1")
+    for n in range(200):
+        store.event(pod, "Warning", "R", f"{n} " + "x" * 1000)
+    (kept,) = (tmp_path / "state").rglob("events.jsonl")
+    assert kept.stat().st_size <= EVENTS_SIZE
+    told = [event.message.split()[0] for event in store.events(pod.ref)]
+    assert told[-1] == "199"
+    assert len(told) > 10
 
 
 def test_writers_at_the_same_time_lose_nothing(store: Manifests, tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ class World:
 # Where the real executables, the scripted ones and we keep what belongs to one pod.
 _STATES = ("/run/datastore", "/run/cni", "/var/lib/cni/networks", "/var/lib/cni/flannel",
            *(f"{STATE}/{part}" for part in ("attachments", "results", "pods", "spool")))  # fmt: skip
-_STAYS = ("lock", "last_reserved_ip", "events.json", ".lock", ".reserving")
+_STAYS = ("lock", "last_reserved_ip", "events.jsonl", ".lock", ".reserving")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The turn to compute: in the order of coming, never kept from others by one that waits."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from running import until
+
+from multus_py.agent.lanes import Turn
+
+
+@contextmanager
+def started(*deeds: Callable[[], None]) -> Iterator[list[threading.Thread]]:
+    """Run each deed in a thread of its own, one begun after the other, and wait for all of them."""
+    threads = []
+    for deed in deeds:
+        threads.append(threading.Thread(target=deed))
+        threads[-1].start()
+        time.sleep(0.02)  # that they come in this order
+    try:
+        yield threads
+    finally:
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def test_one_computes_at_a_time_in_the_order_of_coming(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is overtaken, and two never have the turn at once."""
+    monkeypatch.setattr("multus_py.agent.lanes._TURN", 10.0)
+    turn, order, inside = Turn(), [], []
+
+    def compute(n: int) -> None:
+        with turn.taken():
+            assert not inside
+            inside.append(n)
+            time.sleep(0.03)
+            inside.remove(n)
+            order.append(n)
+
+    with started(*[lambda n=n: compute(n) for n in range(6)]):
+        pass
+    assert order == [0, 1, 2, 3, 4, 5]
+
+
+def test_who_waits_for_an_executable_gives_its_turn_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one begins at once, and giving up what one has no more takes nothing from it."""
+    monkeypatch.setattr("multus_py.agent.lanes._TURN", 10.0)
+    turn, came, leave = Turn(), threading.Event(), threading.Event()
+
+    def waiting() -> None:
+        with turn.taken():
+            turn.give_up()
+            assert came.wait(5)
+            turn.give_up()
+        leave.set()
+
+    def next_one() -> None:
+        with turn.taken():
+            came.set()
+            assert leave.wait(5)
+            assert turn._holder == threading.get_ident()
+
+    with started(waiting, next_one):
+        pass
+
+
+def test_a_turn_that_lasts_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that waits for what nobody foresaw holds the others up for a moment and no longer."""
+    monkeypatch.setattr("multus_py.agent.lanes._TURN", 0.2)
+    turn, stuck, done = Turn(), threading.Event(), []
+
+    def slow() -> None:
+        with turn.taken():
+            assert stuck.wait(10)
+
+    def quick() -> None:
+        with turn.taken():
+            done.append(time.monotonic())
+
+    begun = time.monotonic()
+    with started(slow, quick, quick):
+        until(lambda: len(done) == 2, seconds=5)
+        stuck.set()
+    assert done[0] - begun > 0.15
+    with turn.taken():  # what was lost and given up later leaves nobody before us
+        pass
