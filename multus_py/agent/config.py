@@ -2,6 +2,7 @@
 """The daemon's config file: the keys of multus-cni's daemon-config.json, of our plugin config, and the daemon's own."""
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +30,32 @@ _OWN = """metricsAddress spoolDir concurrentAdds concurrentDeletes concurrentExe
     selfHeal dynamicAttachments logFormat install cniBinDir removeOnExit shimTimeout"""
 # Keys of our conf that the shim reads; socketDir is written as the node sees it.
 _SHIM = ("cniDir", "spoolDir", "readinessTimeout", "shimTimeout")
+# A time as Go writes it: time.ParseDuration.
+_GO_TIME = re.compile(r"\+?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+", re.ASCII)
+_GO_PART = re.compile(r"([\d.]+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+_GO_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+# What an API server takes as expirationSeconds (certificates.k8s.io/v1).
+_SHORTEST, _LONGEST = 600, 2**31 - 1
 REMOVE_ON_EXIT = ("never", "deleted", "always")
 _PLUGIN_KEYS = frozenset(_PLUGIN.split())
 _KNOWN = _PLUGIN_KEYS.union(_PROTOCOL.split(), _DAEMON.split(), _OWN.split())
+
+
+@dataclass(frozen=True)
+class NodeCertificate:
+    """A client certificate of the node's own: kept in *folder*, to live for so many *seconds*.
+
+    The first one is asked for with the kubeconfig *bootstrap*; "": with the account that would be used without it.
+    """
+
+    folder: Path
+    bootstrap: str = ""
+    seconds: int = 600
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The kubeconfig that we write: with the certificate, or with the first account until there is one."""
+        return self.folder / "multus-client.kubeconfig"
 
 
 @dataclass(frozen=True)
@@ -60,6 +84,7 @@ class DaemonConfig:
     install: Order | None = None
     cni_bin_dir: Path | None = None
     remove_on_exit: str = "never"
+    certificate: NodeCertificate | None = None
     unknown: tuple[str, ...] = ()
 
     def effective(self, requested: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,8 +120,37 @@ def parse(body: Mapping[str, Any]) -> DaemonConfig:
         install=_order(fields, body) if _installs(fields) else None,
         cni_bin_dir=Path(fields.text("cniBinDir")) if fields.text("cniBinDir") else None,
         remove_on_exit=remove_on_exit,
+        certificate=_certificate(fields, cni_dir),
         unknown=tuple(sorted(key for key in body if key not in _KNOWN)),
     )
+
+
+def _certificate(fields: Fields, cni_dir: Path) -> NodeCertificate | None:
+    """Read perNodeCertificate; None unless it is enabled."""
+    own = Fields(fields.table("perNodeCertificate"), "daemon config: perNodeCertificate")
+    if not own.flag("enabled"):
+        return None
+    if fields.text("manifests"):
+        raise CniError(
+            Code.INVALID_CONFIG,
+            "daemon config: 'manifests' and 'perNodeCertificate' exclude each other: no API server is asked",
+            "keep one",
+        )
+    return NodeCertificate(
+        Path(own.text("certDir") or cni_dir / "certs"),
+        own.text("bootstrapKubeconfig"),
+        _go_seconds(own, "certDuration", NodeCertificate.seconds),
+    )
+
+
+def _go_seconds(fields: Fields, key: str, default: int) -> int:
+    """Return how long a certificate is to live, in seconds; it is written as Go does: 24h, 1h30m."""
+    text = fields.text(key) or f"{default}s"
+    parts = _GO_PART.findall(text) if _GO_TIME.fullmatch(text) else []
+    seconds = sum(float(number) * _GO_UNITS[unit] for number, unit in parts)
+    if not _SHORTEST <= seconds <= _LONGEST:
+        raise fields.wrong(key, "a time such as 24h, 10m at least and 68 years at most")
+    return int(seconds)
 
 
 def load(path: Path) -> DaemonConfig:

@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multus_py import config as configs
 from multus_py import logs, plugins
@@ -25,13 +26,18 @@ from multus_py.agent.service import Service
 from multus_py.agent.spawner import Spawner
 from multus_py.agent.spool import Spool
 from multus_py.cni.errors import CniError, Code
+from multus_py.config import MultusConfig
 from multus_py.entry import install
 from multus_py.kube.store import KubeStore, Pod, PodRef
 from multus_py.nodeconf import executable, ours
 
+if TYPE_CHECKING:
+    from multus_py.agent.identity import Keeper
+
 log = logging.getLogger("multus_py")
 
 _TICK = 1.0  # seconds between two looks at the config file, the conf folder and the spool
+_CALM = 60.0  # seconds after which what failed in a way that nobody expected is tried again
 _SOON = 0.05  # the same, as long as pods wait for us
 _LOCK_WAIT = 15.0  # seconds for the daemon before us to go
 _LAST_WORDS = 5.0  # seconds for those who connected just before the socket went
@@ -79,9 +85,10 @@ class Daemon:
         self._stop = Stop(threading.Event(), threading.Event())
         self._metrics = Metrics()
         environment = {key: value for key, value in os.environ.items() if not key.startswith("CNI_")}
-        self._spawner = Spawner(config.chroot_dir, environment, config.concurrent_executables)
-        self._store = _store(config)
         lanes = Lanes(config.concurrent_adds, config.concurrent_deletes)
+        self._spawner = Spawner(config.chroot_dir, environment, config.concurrent_executables, lanes.turn.give_up)
+        self._keeper = _keeper(config, self._happened)
+        self._store = _store(config)
         self._service = Service(config, self._store, self._spawner, self._metrics, lanes)
         self._reconciler = Reconciler(
             Spool(config.spool_dir),
@@ -107,6 +114,9 @@ class Daemon:
         self._server = api.listen(config.socket_dir / "multus.sock", self._service, config.connection_limit)
         self._thread(self._server.serve_forever, "socket")
         self._show(config)
+        if self._keeper:
+            self._keeper.settle()
+            self._keeping = self._thread(partial(self._keep_certificate, self._keeper), "certificate")
         if start := getattr(self._store, "start", None):
             self._store.subscribe(self._changed)  # type: ignore[union-attr]
             start()
@@ -131,6 +141,8 @@ class Daemon:
                         config.drain_timeout)  # fmt: skip
         self._server.finish(_LAST_WORDS)
         self._leave(config)
+        if self._keeper:
+            self._keeper.close()
         self._spawner.close()
         if close := getattr(self._store, "close", None):
             close()
@@ -179,6 +191,16 @@ class Daemon:
         if self._service.ready() and (here := getattr(self._store, "pods_here", None)):
             self._reconciler.tell_missing(node, here())
 
+    def _keep_certificate(self, keeper: "Keeper") -> None:
+        """Have the node's client certificate asked for and renewed."""
+        pause = 0.0
+        while not self._stop.asked.wait(pause):
+            try:
+                pause = keeper.look()
+            except Exception:
+                log.exception("the client certificate met something that nobody expected; it goes on")
+                pause = _CALM
+
     def _changed(self, old: Pod | None, new: Pod | None) -> None:
         """Follow a pod on a thread of its own: the watch goes on meanwhile."""
         if self._service.config.dynamic_attachments:
@@ -195,6 +217,9 @@ class Daemon:
                             ("token_expiry", "When the API token expires, in Unix seconds; 0: never")):  # fmt: skip
             if value := getattr(self._store, name, None):
                 self._metrics.gauge(f"watch_{name}" if name == "age" else name, words, value)
+        if self._keeper:
+            words = "When the client certificate expires, in Unix seconds; 0: there is none"
+            self._metrics.gauge("certificate_expiry", words, self._keeper.expiry)
         if config.install:
             target = config.install.target
             self._metrics.gauge("conf_in_place", "Whether our conf is in place", lambda: ours.read(target) is not None)
@@ -222,7 +247,7 @@ class Daemon:
         self._service.obstacle = found.obstacle
 
     def _happened(self, kind: str, reason: str, words: str) -> None:
-        """Count what happened in the conf folder, and tell it as an Event of our own pod, when we are one."""
+        """Count what happened on the node, and tell it as an Event of our own pod, when we are one."""
         self._metrics.repairs.labels(kind).inc()
         ref = _own_pod()
         if not reason or ref is None or self._store is None:
@@ -234,7 +259,7 @@ class Daemon:
 
     def _leave(self, config: DaemonConfig) -> None:
         """Take our conf away when the config says so: never because of a daemon that is only replaced."""
-        if config.install is None or not _is_to_leave(config):
+        if config.install is None or not _is_to_leave(config, self._keeper):
             return
         folders, name = config.install.folders, config.install.name
         try:
@@ -244,6 +269,10 @@ class Daemon:
         except CniError as error:
             log.error("%s", error)  # noqa: TRY400  what is told is the reason, not the place
             return
+        if self._keeper and config.remove_on_exit == "deleted":
+            self._keeper.close()
+            self._keeping.join(_FAREWELL / 2)  # it must not write what is removed now
+            self._keeper.forget()
         log.info("%s was removed; %d sandboxes are left", config.install.target, done.remaining.sandboxes)
 
     def clean(self) -> install.Remaining:
@@ -252,6 +281,8 @@ class Daemon:
         _alone(config.socket_dir, 0.0)
         plugins.preload()
         node = self._service.own_node()
+        if self._keeper:
+            self._keeper.settle()
         try:
             self._reconciler.replay_spool()
             self._reconciler.release_dead(node)
@@ -279,19 +310,23 @@ def _own_pod() -> PodRef | None:
     return PodRef(namespace, name) if namespace and name else None
 
 
-def _is_to_leave(config: DaemonConfig) -> bool:
+def _is_to_leave(config: DaemonConfig, keeper: "Keeper | None") -> bool:
     if config.remove_on_exit != "deleted":
         return config.remove_on_exit == "always"
     settings = configs.parse({"name": "multus-py", **config.overlay})
     ref = _own_pod()
-    if ref is None or not (settings.kubeconfig or os.environ.get("KUBERNETES_SERVICE_HOST")):
+    if ref is None or not (_kubeconfig(config, settings) or os.environ.get("KUBERNETES_SERVICE_HOST")):
         log.warning("our conf stays: POD_NAMESPACE and POD_NAME, and an API server, would tell whose pod this is")
         return False
     from multus_py.kube import ownership
     from multus_py.kube.session import Account
 
     try:
-        return ownership.is_deleted(Account(settings.kubeconfig or None), ref, _FAREWELL)
+        if keeper:
+            keeper.vouch(
+                _FAREWELL / 2
+            )  # who has no certificate is refused everything, and not because the DaemonSet is gone
+        return ownership.is_deleted(Account(_kubeconfig(config, settings)), ref, _FAREWELL)
     except CniError as error:
         log.warning("our conf stays: %s", error)
         return False
@@ -304,12 +339,36 @@ def _store(config: DaemonConfig) -> KubeStore | None:
         from multus_py.kube.manifests import Manifests
 
         return Manifests(Path(settings.manifests), settings.cni_dir / "pods")
-    if settings.kubeconfig or os.environ.get("KUBERNETES_SERVICE_HOST"):
+    kubeconfig = _kubeconfig(config, settings)
+    if kubeconfig or os.environ.get("KUBERNETES_SERVICE_HOST"):
         from multus_py.kube.watched import Watched
 
-        node = settings.node_name or os.environ.get("MULTUS_NODE_NAME", "") or os.uname().nodename
-        return Watched(settings.kubeconfig or None, settings.api_deadline, node)
+        return Watched(kubeconfig, settings.api_deadline, _node_name(settings))
     return None
+
+
+def _keeper(config: DaemonConfig, tell: Callable[[str, str, str], None]) -> "Keeper | None":
+    """Return the keeper of the node's client certificate, None when there is to be none."""
+    if config.certificate is None:
+        return None
+    # With it comes the cryptography package: 0.1 s, 20 MB.
+    from multus_py.agent.identity import Keeper, World
+    from multus_py.kube import kubeconfig
+
+    settings = configs.parse({"name": "multus-py", **config.overlay})
+    first = config.certificate.bootstrap or settings.kubeconfig
+    bootstrap = partial(kubeconfig.read, Path(first)) if first else partial(kubeconfig.of_pod, os.environ)
+    world = World(bootstrap, Clock(time.monotonic, time.time), tell)
+    return Keeper(config.certificate, _node_name(settings), world)
+
+
+def _kubeconfig(config: DaemonConfig, settings: MultusConfig) -> str | None:
+    """Return the kubeconfig to ask the API server with, None for the account of our pod."""
+    return str(config.certificate.kubeconfig) if config.certificate else settings.kubeconfig or None
+
+
+def _node_name(settings: MultusConfig) -> str:
+    return settings.node_name or os.environ.get("MULTUS_NODE_NAME", "") or os.uname().nodename
 
 
 def _alone(folder: Path, patience: float) -> int:

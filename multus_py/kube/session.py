@@ -8,13 +8,14 @@ from 1.20 on.
 
 import json
 import logging
+import os
 import socket
 import threading
 import time
 from base64 import urlsafe_b64decode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
 
@@ -24,8 +25,13 @@ from multus_py.kube.exchange import Again, Reply, Request, Untrusted, interprete
 from multus_py.kube.store import Unavailable
 
 COMPONENT = "multus-py"
+Stamp = tuple[int, ...]
 REPLY_LIMIT = 64 * 1024 * 1024  # bytes of a reply, or of one line of a watch, that we are ready to read
 CONNECT_LIMIT = 5.0  # seconds for the connection of a watch
+
+
+class Unauthorized(CniError):
+    """The API server does not know us: HTTP 401, with credentials that were read just now."""
 
 
 class _Sockets:
@@ -63,6 +69,7 @@ class _Session:
     configuration: Any
     pool: Any  # urllib3's pool manager, made by the kubernetes package
     complaints: tuple[str, ...] = ()
+    stamp: Stamp = ()  # of the file
 
     def send(self, request: Request, seconds: float) -> Reply:
         """Send one request and read the reply; *seconds* bound every single wait for the network."""
@@ -161,7 +168,8 @@ class _Session:
 class Account:
     """The API server that *kubeconfig* names (a path) and our account there; None: the cluster whose pod we are.
 
-    The kubeconfig is read at the first request, and again when the credentials or the certificate are refused.
+    The kubeconfig is read at the first request, and again when the file was replaced, or when the credentials or the
+    server's certificate are refused.
     """
 
     def __init__(self, kubeconfig: str | None) -> None:
@@ -181,7 +189,12 @@ class Account:
         if reply.status == 401:
             with self._opened(request.doing, refused=session) as session:
                 reply = session.send(request, _left(until))
-        return interpreted(request, reply, self._name, session.complaints)
+        try:
+            return interpreted(request, reply, self._name, session.complaints)
+        except CniError as error:
+            if reply.status == 401:
+                raise Unauthorized(error.code, error.msg, error.details) from error
+            raise
 
     @contextmanager
     def watch(self, request: Request, silence: float) -> Iterator[Iterator[bytes]]:
@@ -224,17 +237,38 @@ class Account:
         with self._lock:
             if self._over:
                 raise Unavailable(f"cannot {doing}: the connection was closed by us")
-            if self._session is None or self._session is refused:
-                self._session = _open(self._kubeconfig, doing, self._sockets)
-                if refused:
-                    refused.pool.clear()
-            session = self._session
+            session = self._session = self._current(doing, refused)
         try:
             yield session
         except Untrusted:
             with self._lock:
                 self._session = None if self._session is session else self._session
             raise
+
+    def _current(self, doing: str, refused: _Session | None) -> _Session:
+        """Return the session of the kubeconfig as it is now; the one before, when the new file cannot be read."""
+        before = self._session
+        stamp = _stamp(self._kubeconfig)
+        if before and before is not refused and stamp in ((), before.stamp):
+            return before
+        try:
+            fresh = _open(self._kubeconfig, doing, self._sockets)
+        except CniError:
+            if before is None or before is refused:
+                raise
+            return before  # half of it is written; the next request looks again
+        if before:
+            before.pool.clear()
+        return replace(fresh, stamp=stamp)
+
+
+def _stamp(path: str | None) -> Stamp:
+    """Return what changes with the file; nothing when there is none."""
+    try:
+        told = os.stat(path) if path else None  # noqa: PTH116  a string all the way, as the package takes it
+    except OSError:
+        return ()
+    return (told.st_ino, told.st_mtime_ns, told.st_size) if told else ()
 
 
 def _expiry(token: str) -> float:

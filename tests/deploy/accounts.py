@@ -28,6 +28,12 @@ def rules() -> Rules:
     return Rules(found["ClusterRole"]["rules"], found["Role"]["rules"])
 
 
+def asking() -> Rules:
+    """Return the rules by which an account asks for a client certificate."""
+    found = rendered.objects(DEPLOY / "overlays" / "per-node-certificate")
+    return Rules(found["ClusterRole/multus-py-certificate"]["rules"], [])
+
+
 @contextmanager
 def account(cluster: Cluster, found: Rules, folder: Path) -> Iterator[Path]:
     """Make a ServiceAccount with these rules, as the manifests bind them; yield its kubeconfig."""

@@ -20,6 +20,7 @@ BASE = DEPLOY / "base"
 every = pytest.mark.parametrize("folder", KUSTOMIZATIONS, ids=lambda folder: folder.name)
 # What may differ between systems: where things are, and which conf is the default network's.
 PLACES = {"binDir", "multusMasterCNI"}
+CERTIFIED = DEPLOY / "overlays" / "per-node-certificate"
 
 
 def config(folder):
@@ -66,7 +67,8 @@ def test_the_config_is_sound(folder):
 def test_an_overlay_changes_places_alone(folder):
     """Everything but the places of the node's folders is the same on all systems, so that a change is made once."""
     base, here = config(BASE), config(folder)
-    assert {key for key in base | here if base.get(key) != here.get(key)} <= PLACES
+    wanted = PLACES | ({"perNodeCertificate"} if folder == CERTIFIED else set())
+    assert {key for key in base | here if base.get(key) != here.get(key)} <= wanted
     changed = {name for name, path in host_paths(BASE).items() if host_paths(folder)[name] != path}
     assert changed <= {"cni-bin", "cni-conf", "netns", "pod-resources", "device-plugins"}
 
@@ -84,11 +86,39 @@ def test_what_the_daemon_opens_is_mounted(folder):
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
     found = daemon_config.parse(config(folder))
     opened = [found.install.folders.conf, found.socket_dir, found.spool_dir, found.chroot_dir, found.overlay["confDir"]]
+    opened += [found.certificate.folder] if found.certificate else []
     for path in map(str, opened):
         assert any(f"{path}/".startswith(f"{mount}/") for mount in mounts), path
     assert not {mount["name"] for mount in container["volumeMounts"]} - {
         volume["name"] for volume in rendered.pod(folder)["volumes"]
     }
+
+
+def test_certificates_are_kept_on_the_node():
+    """They outlive the pod: otherwise each start would wait for an approval."""
+    certificate = daemon_config.parse(config(CERTIFIED)).certificate
+    mounts = {each["mountPath"]: each["name"] for each in rendered.pod(CERTIFIED)["containers"][0]["volumeMounts"]}
+    (name,) = [name for path, name in mounts.items() if certificate.folder.is_relative_to(path)]
+    assert name in host_paths(CERTIFIED)
+
+
+def test_with_certificates_the_account_may_only_ask_for_them():
+    """The component moves every right from the account to the group, and adds that of asking to both."""
+    base, here = rendered.objects(BASE), rendered.objects(CERTIFIED)
+    account, group = ("ServiceAccount", "multus-py"), ("Group", "system:multus")
+    subjects = {
+        name: {(each["kind"], each["name"]) for each in body["subjects"]}
+        for name, body in here.items() if name.partition("/")[0].endswith("Binding") and "/" in name
+    }  # fmt: skip
+    assert subjects == {
+        "ClusterRoleBinding/multus-py": {group},
+        "RoleBinding/multus-py": {group},
+        "ClusterRoleBinding/multus-py-certificate": {account, group},
+    }
+    for name in ("ClusterRole/multus-py", "Role/multus-py"):
+        assert here[name]["rules"] == base[name]["rules"]
+    (rule,) = here["ClusterRole/multus-py-certificate"]["rules"]
+    assert (rule["resources"], sorted(rule["verbs"])) == (["certificatesigningrequests"], ["create", "get"])
 
 
 def test_new_namespaces_can_be_entered():

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accounts import Rules, account, rules
+from accounts import Rules, account, asking, rules
 from cluster import Cluster
 
 from multus_py.cni.errors import CniError
-from multus_py.kube import dra, ownership
+from multus_py.kube import certificate, dra, ownership
 from multus_py.kube.apiserver import ApiServer
 from multus_py.kube.exchange import Request
 from multus_py.kube.follow import Tempo
@@ -167,3 +167,30 @@ def test_a_stranger_is_not_told_anything(setting, tmp_path, caplog):
     with account(setting.cluster, Rules([], []), tmp_path) as kubeconfig:
         refused = missed(setting, kubeconfig, caplog)
     assert {"list pods", "list network-attachment-definitions.k8s.cni.cncf.io", "create events"} <= refused
+
+
+def missed_asking(kubeconfig: Path) -> set[str]:
+    """Ask for a client certificate, and look what became of it; return which permissions were missed."""
+    told: list[str] = []
+    connection, wanted = Account(str(kubeconfig)), certificate.draft(NODE)
+    try:
+        for _ in range(2):
+            certificate.submit(lambda request: connection.ask(request, time.monotonic() + 20), wanted, 3600)
+    except CniError as error:
+        told.append(str(error))
+    finally:
+        connection.close()
+    return {found for text in told for found in re.findall(r"allow '([^']+)'", text)}
+
+
+def test_who_may_ask_gets_a_request_through(setting, tmp_path):
+    """With the rules of the component a request is made and read again."""
+    with account(setting.cluster, asking(), tmp_path) as kubeconfig:
+        assert missed_asking(kubeconfig) == set()
+
+
+@pytest.mark.parametrize("permission", permissions(asking()))
+def test_no_permission_to_ask_is_too_much(setting, tmp_path, permission):
+    """Take one permission away, and that very one is missed."""
+    with account(setting.cluster, without(asking(), permission), tmp_path) as kubeconfig:
+        assert missed_asking(kubeconfig) == {permission}
