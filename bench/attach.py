@@ -69,8 +69,13 @@ def family(roots: Sequence[int]) -> set[int]:
 
 
 def pss(pid: int) -> int:
-    """Return a process's proportional set size in kB (proc(5), smaps_rollup); 0 when it is gone."""
+    """Return a process's proportional set size in kB (proc(5), smaps_rollup).
+
+    0 when it is gone, and for a child of ours that is about to become a plugin: what it has is still this program's.
+    """
     try:
+        if Path(f"/proc/{pid}/cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes():
+            return 0
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1])

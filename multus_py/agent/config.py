@@ -2,6 +2,7 @@
 """The daemon's config file: the keys of multus-cni's daemon-config.json, of our plugin config, and the daemon's own."""
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,8 +27,8 @@ _PLUGIN = """confDir cniDir binDir delegates clusterNetwork defaultNetworks kube
 # Keys that multus-cni's config generator and server read.
 _DAEMON = """chrootDir socketDir daemonSocketDir connectionLimit metricsPort enablePprof perNodeCertificate
     multusConfigFile cniConfigDir multusAutoconfigDir multusMasterCNI forceCNIVersion overrideNetworkName"""
-_OWN = """metricsAddress spoolDir concurrentAdds concurrentDeletes concurrentExecutables drainTimeout reconcileInterval
-    selfHeal dynamicAttachments logFormat install cniBinDir removeOnExit shimTimeout"""
+_OWN = """metricsAddress spoolDir concurrentAdds concurrentDeletes concurrentExecutables attachProcesses drainTimeout
+    reconcileInterval selfHeal dynamicAttachments logFormat install cniBinDir removeOnExit shimTimeout"""
 # Keys of our conf that the shim reads; socketDir is written as the node sees it.
 _SHIM = ("cniDir", "spoolDir", "readinessTimeout", "shimTimeout")
 # A time as Go writes it: time.ParseDuration.
@@ -36,6 +37,7 @@ _GO_PART = re.compile(r"([\d.]+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
 _GO_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 # What an API server takes as expirationSeconds (certificates.k8s.io/v1).
 _SHORTEST, _LONGEST = 600, 2**31 - 1
+_SPARE_CPUS = min(2, len(os.sched_getaffinity(0)) - 1)
 REMOVE_ON_EXIT = ("never", "deleted", "always")
 _PLUGIN_KEYS = frozenset(_PLUGIN.split())
 _KNOWN = _PLUGIN_KEYS.union(_PROTOCOL.split(), _DAEMON.split(), _OWN.split())
@@ -74,6 +76,7 @@ class DaemonConfig:
     concurrent_adds: int = 16
     concurrent_deletes: int = 16
     concurrent_executables: int = 32
+    attach_processes: int = _SPARE_CPUS
     metrics_port: int = 0
     metrics_address: str = "127.0.0.1"
     drain_timeout: float = 10.0
@@ -109,6 +112,7 @@ def parse(body: Mapping[str, Any]) -> DaemonConfig:
         connection_limit=fields.number("connectionLimit") or DaemonConfig.connection_limit,
         concurrent_adds=fields.number("concurrentAdds") or DaemonConfig.concurrent_adds,
         concurrent_deletes=fields.number("concurrentDeletes") or DaemonConfig.concurrent_deletes,
+        attach_processes=_SPARE_CPUS if fields.get("attachProcesses") is None else fields.number("attachProcesses"),
         concurrent_executables=fields.number("concurrentExecutables") or DaemonConfig.concurrent_executables,
         metrics_port=fields.number("metricsPort"),
         metrics_address=fields.text("metricsAddress") or DaemonConfig.metrics_address,

@@ -19,43 +19,64 @@ class Turn:
     """Who computes now. One at a time, for threads of one interpreter only get in each other's way.
 
     A native ADD asks the kernel four hundred times and hands the interpreter over each time: eight of them at once took
-    a quarter longer than one after the other (`bench/attach.py`). Whoever waits for an executable gives its turn up,
-    and whoever has had it for long loses it: nothing waits for an ADD that waits itself.
+    a quarter longer than one after the other (`bench/attach.py`). Whoever waits for a process gives its turn up, and
+    whoever has had it for long loses it: nothing waits for an ADD that waits itself.
     """
 
     def __init__(self) -> None:
-        self._free = threading.Condition()
-        self._queue: deque[threading.Event] = deque()  # in the order they came; the first is told so
-        self._holder = 0
+        self._lock = threading.Lock()
+        self._queue: deque[tuple[int, threading.Event]] = deque()  # who wants it, in the order they came
+        self._holder = 0  # a thread, 0: nobody
         self._until = 0.0
 
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Hold the turn for the time of the block, or until it is given up or lost."""
-        first = threading.Event()
-        with self._free:
-            self._queue.append(first)
-            if self._queue[0] is first:
-                first.set()
-        first.wait()
-        with self._free:
-            while self._holder and (left := self._until - time.monotonic()) > 0:
-                self._free.wait(left)
-            self._holder, self._until = threading.get_ident(), time.monotonic() + _TURN
-            self._queue.popleft()
-            if self._queue:
-                self._queue[0].set()
+        self._take(self._queue.append)
         try:
             yield
         finally:
             self.give_up()
 
-    def give_up(self) -> None:
-        """Let the next one begin, if the calling thread has the turn."""
-        with self._free:
-            if self._holder == threading.get_ident():
-                self._holder = 0
-                self._free.notify()
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Let others compute for the time of the block; who had the turn gets it back before those who wait for one."""
+        had = self.give_up()
+        try:
+            yield
+        finally:
+            if had:
+                self._take(self._queue.appendleft)
+
+    def give_up(self) -> bool:
+        """Let the next one begin; False when the calling thread has not the turn."""
+        with self._lock:
+            if self._holder != threading.get_ident():
+                return False
+            self._pass_on()
+            return True
+
+    def wanted(self) -> bool:
+        """Tell whether somebody waits for it."""
+        return bool(self._queue)
+
+    def _take(self, line_up: Callable[[tuple[int, threading.Event]], None]) -> None:
+        mine = threading.Event()
+        with self._lock:
+            line_up((threading.get_ident(), mine))
+            if not self._holder:
+                self._pass_on()
+        while not mine.wait(_TURN):
+            with self._lock:
+                if time.monotonic() >= self._until:
+                    self._pass_on()  # whoever has it does not compute: it waits for something that nobody foresaw
+
+    def _pass_on(self) -> None:
+        """Give the turn to the first in the queue, or to nobody; the caller holds the lock."""
+        self._holder, come = self._queue.popleft() if self._queue else (0, None)
+        self._until = time.monotonic() + _TURN
+        if come:
+            come.set()
 
 
 class Lanes:

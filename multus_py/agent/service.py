@@ -17,6 +17,7 @@ from multus_py.agent.config import DaemonConfig
 from multus_py.agent.lanes import Lanes
 from multus_py.agent.metrics import Metrics
 from multus_py.agent.spool import Tombstone
+from multus_py.agent.workers import Workers
 from multus_py.chain import Chain
 from multus_py.cni import call as calls
 from multus_py.cni import result as results
@@ -44,6 +45,7 @@ class Service:
     executables: Executables
     metrics: Metrics
     lanes: Lanes
+    workers: Workers | None = None
     serving: threading.Event = field(default_factory=threading.Event)
     network: Mapping[str, str] = field(default_factory=dict)
     obstacle: str = ""
@@ -106,7 +108,13 @@ class Service:
             config=settings,
             store=self.store,
             chain=Chain(
-                Plugins(settings.backend, settings.exec_timeout, self.executables, self.metrics.delegated),
+                Plugins(
+                    settings.backend,
+                    settings.exec_timeout,
+                    self.executables,
+                    self.metrics.delegated,
+                    self.workers,
+                ),
                 ResultCache(settings.cni_dir / "results"),
             ),
             journal=Journal(settings.cni_dir / "attachments"),

@@ -37,7 +37,7 @@ class Spawner:
         chroot: str = "",
         environment: Mapping[str, str] | None = None,
         slots: int = 32,
-        awaited: Callable[[], None] = lambda: None,
+        awaited: Callable[[], object] = lambda: None,
     ) -> None:
         self._chroot = chroot
         self._environment = dict(environment or {})

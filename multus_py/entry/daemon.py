@@ -25,6 +25,7 @@ from multus_py.agent.reconciler import Reconciler
 from multus_py.agent.service import Service
 from multus_py.agent.spawner import Spawner
 from multus_py.agent.spool import Spool
+from multus_py.agent.workers import Workers
 from multus_py.cni.errors import CniError, Code
 from multus_py.config import MultusConfig
 from multus_py.entry import install
@@ -89,7 +90,8 @@ class Daemon:
         self._spawner = Spawner(config.chroot_dir, environment, config.concurrent_executables, lanes.turn.give_up)
         self._keeper = _keeper(config, self._happened)
         self._store = _store(config)
-        self._service = Service(config, self._store, self._spawner, self._metrics, lanes)
+        self._workers = Workers(config.attach_processes, lanes.turn, self._metrics.delegated)
+        self._service = Service(config, self._store, self._spawner, self._metrics, lanes, self._workers)
         self._reconciler = Reconciler(
             Spool(config.spool_dir),
             self._service.replay,
@@ -143,6 +145,7 @@ class Daemon:
         self._leave(config)
         if self._keeper:
             self._keeper.close()
+        self._workers.close()
         self._spawner.close()
         if close := getattr(self._store, "close", None):
             close()

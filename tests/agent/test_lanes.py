@@ -68,6 +68,30 @@ def test_who_waits_for_an_executable_gives_its_turn_up(monkeypatch: pytest.Monke
         pass
 
 
+def test_what_is_lent_comes_back_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who lends its turn to those who wait goes on before the ones that have not begun."""
+    monkeypatch.setattr("multus_py.agent.lanes._TURN", 10.0)
+    turn, order, lent = Turn(), [], threading.Event()
+
+    def lends() -> None:
+        with turn.taken():
+            until(turn.wanted)
+            time.sleep(0.1)  # all three wait now
+            with turn.lent():
+                assert lent.wait(5)
+            order.append("lender")
+
+    def waits(name: str) -> None:
+        with turn.taken():
+            lent.set()
+            time.sleep(0.05)  # the lender wants it back meanwhile
+            order.append(name)
+
+    with started(lends, lambda: waits("a"), lambda: waits("b"), lambda: waits("c")):
+        pass
+    assert order == ["a", "lender", "b", "c"]
+
+
 def test_a_turn_that_lasts_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that waits for what nobody foresaw holds the others up for a moment and no longer."""
     monkeypatch.setattr("multus_py.agent.lanes._TURN", 0.2)
