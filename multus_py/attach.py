@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attaching, in the parts that a pod's start and a network plugged in later share: one network, devices, status."""
+"""Attaching, in the parts that a pod's start and a network plugged in later share."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -7,10 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from multus_py import device_info, devices, network_status
+from multus_py import device_info, devices, gateway, netlink, network_status
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError
+from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Result
 from multus_py.kube.store import Pod
 from multus_py.kubelet import Kubelet
@@ -18,6 +18,8 @@ from multus_py.node import Node
 from multus_py.plan import Attachment
 
 log = logging.getLogger("multus_py")
+
+Told = tuple[Attachment, Result]  # a network that is attached, and what its plugins said
 
 
 def one(attachment: Attachment, call: Call, node: Node) -> Result:
@@ -33,7 +35,76 @@ def one(attachment: Attachment, call: Call, node: Node) -> Result:
     return results.read(body, attachment.conflist.version)
 
 
-def publish(told: Iterable[tuple[Attachment, Result]], netns: str, node: Node, pod: Pod | None) -> None:
+def beside(before: Sequence[Attachment], attachment: Attachment, call: Call, node: Node) -> Result:
+    """Attach one network; refuse it when its plugin takes away what it made for this sandbox before.
+
+    Some systems serve one interface a pod and replace it when they are asked again (Calico names its veth by the pod).
+    """
+    plugin = attachment.conflist.types[:1]
+    alone = plugin not in [other.conflist.types[:1] for other in before]
+    if alone or node.chain.owns_interface(attachment, call):
+        return one(attachment, call, node)
+    there = _link_names(call.netns)
+    result = one(attachment, call, node)
+    if lost := sorted(there - _link_names(call.netns)):
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"network {attachment.name} as {attachment.ifname}: plugin {plugin[0]} took {', '.join(lost)} away, "
+            "which it made before",
+            "it serves one interface of a pod: choose a network of another type; a pod that ran has to be started anew",
+        )
+    return result
+
+
+def refuse_taken_names(netns: str, attachments: Sequence[Attachment]) -> None:
+    """Refuse a name that something else has in the sandbox: taking back would remove what is not ours."""
+    there = _link_names(netns)
+    if taken := [attachment.ifname for attachment in attachments if attachment.ifname in there]:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"interface name {', '.join(taken)} already exists in {netns}",
+            "ask for another name, or remove the interface that is there",
+        )
+
+
+def _link_names(netns: str) -> set[str]:
+    with netlink.open(netns) as kernel:
+        return kernel.link_names()
+
+
+def kept(attachments: Iterable[Attachment], call: Call, node: Node) -> list[Told]:
+    """Return attachments of a running sandbox with their kept results, those that have one."""
+    found = [(attachment, node.chain.result(attachment, call)) for attachment in attachments]
+    return [(attachment, result) for attachment, result in found if result is not None]
+
+
+def settle(told: Iterable[Told], claimed: Sequence[gateway.Claim], call: Call, node: Node) -> list[Told]:
+    """Make the asked default routes true in the kernel, then in every result and its kept copy."""
+    before = list(told)
+    if not claimed:
+        return before
+    gateway.settle(call.netns, claimed)
+    return _amended(before, [gateway.told(attachment, result, claimed) for attachment, result in before], call, node)
+
+
+def give_back(told: Iterable[Told], claimed: Sequence[gateway.Claim], call: Call, node: Node) -> list[Told]:
+    """Undo `settle` for claimers that are detached: in the kernel, then in the results of those that stay."""
+    before = list(told)
+    returned = gateway.give_back(call.netns, claimed)
+    return _amended(
+        before, [gateway.regained(attachment, result, returned) for attachment, result in before], call, node
+    )
+
+
+def _amended(before: Sequence[Told], now: Sequence[Result], call: Call, node: Node) -> list[Told]:
+    """Keep the results that changed; return all of them."""
+    for (attachment, result), changed in zip(before, now, strict=True):
+        if changed != result:
+            node.chain.amend(attachment, call, changed)
+    return [(attachment, result) for (attachment, _), result in zip(before, now, strict=True)]
+
+
+def publish(told: Iterable[Told], netns: str, node: Node, pod: Pod | None) -> None:
     """Write network-status, whole, from the results of all attachments of a pod."""
     if pod is None or node.store is None:
         return

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who keeps the default route: what `default-route` asks is made true in the kernel and said in every result."""
+"""Who keeps the default route: what `default-route` asks is made true in the kernel and said in every result.
+
+A default route that yields to a claim waits in a table of the pod's namespace that no rule looks into: it comes back
+when the claimer is detached, and nobody has to remember it longer than the pod lives.
+"""
 
 import ipaddress
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from multus_py import netlink
@@ -10,6 +15,8 @@ from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Address, Result, Route, without_defaults
 from multus_py.plan import Attachment
 
+WAITING = 0x6D70  # the table
+_UNSAID = {4: 0, 6: 1024}  # the priority that the kernel gives to a route without one (IP6_RT_PRIO_USER)
 _ANYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 
 
@@ -34,15 +41,39 @@ def claims(attachments: Sequence[Attachment]) -> tuple[Claim, ...]:
 
 
 def settle(netns: str, claimed: Sequence[Claim]) -> None:
-    """Give each claimed family's default route in *netns* to its claimer, and to nobody else; other routes stay."""
-    if not claimed:
-        return
+    """Give each claimed family's default route in *netns* to its claimer alone; those of others wait, or go with it."""
     with netlink.open(netns) as kernel:
         for claim in claimed:
             link = kernel.link(claim.ifname)
             for route in kernel.default_routes(claim.family):
+                if route.ifindex != link.index:
+                    kernel.replace_route(replace(route, table=WAITING))
                 kernel.delete_route(route)
             kernel.replace_route(netlink.Route(dst=_ANYWHERE[claim.family], gateway=claim.gateway, ifindex=link.index))
+
+
+def give_back(netns: str, claimed: Sequence[Claim]) -> tuple[tuple[str, Route], ...]:
+    """Put back what yielded to *claimed*, whose interfaces are gone; return each route with its interface's name.
+
+    A namespace that is gone has nothing to be put back.
+    """
+    if not claimed or not netns:
+        return ()
+    with suppress(netlink.NoNamespace), netlink.open(netns) as kernel:
+        names = {link.index: link.name for link in kernel.links()}
+        waiting = [route for claim in claimed for route in kernel.routes(claim.family, WAITING)]
+        for route in waiting:
+            kernel.replace_route(replace(route, table=netlink.MAIN_TABLE))
+            kernel.delete_route(route)
+        return tuple((names.get(route.ifindex, ""), _said(route)) for route in waiting)
+    return ()
+
+
+def _said(route: netlink.Route) -> Route:
+    """Return a default route of the kernel as a result says it."""
+    family = route.dst.version
+    priority = 0 if route.priority == _UNSAID[family] else route.priority
+    return Route(_ANYWHERE[family], route.gateway, route.mtu, route.advmss, priority)
 
 
 def check(netns: str, claimed: Sequence[Claim]) -> None:
@@ -67,3 +98,10 @@ def told(attachment: Attachment, result: Result, claimed: Sequence[Claim]) -> Re
     stripped = without_defaults(result, frozenset(claim.family for claim in claimed))
     routes = tuple(Route(_ANYWHERE[claim.family], claim.gateway) for claim in mine)
     return replace(stripped, routes=stripped.routes + routes)
+
+
+def regained(attachment: Attachment, result: Result, returned: Sequence[tuple[str, Route]]) -> Result:
+    """Return *result* as it is after `give_back`: with the default routes that are its interface's again."""
+    said = [(route.dst, route.priority) for route in result.routes]  # when settling failed, nothing was taken from it
+    mine = [route for ifname, route in returned if ifname == attachment.ifname]
+    return replace(result, routes=(*result.routes, *(one for one in mine if (one.dst, one.priority) not in said)))

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from multus_py import attach, gateway, journal, netlink, plan, teardown
+from multus_py import attach, gateway, journal, plan, teardown
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code, finish
@@ -37,7 +37,7 @@ def add(call: Call, node: Node) -> dict[str, Any]:
             if page.entry or page.damaged:  # an earlier try died half-way
                 teardown.sandbox(page, call, node)
             attachments = plan.attachments(call, node.config, pod, node.store, attach.device_sources(call, node, pod))
-            _refuse_taken_names(call.netns, attachments)
+            attach.refuse_taken_names(call.netns, attachments)
             ref = plan.pod_ref(call)
             page.write(
                 Entry(node.config.name, call.container_id, call.ifname, call.netns, attachments, ref, journal.boot())
@@ -59,57 +59,16 @@ def _attach(page: Page, attachments: Sequence[Attachment], call: Call, node: Nod
         done: list[Result] = []
         for attachment in attachments:
             tried.append(attachment)
-            done.append(_attach_beside(attachments[: len(done)], attachment, call, node))
-        claimed = gateway.claims(attachments)
-        done = _settle(attachments, done, claimed, call, node) if claimed else done
-        attach.publish(zip(attachments, done, strict=True), call.netns, node, pod)
+            done.append(attach.beside(attachments[: len(done)], attachment, call, node))
+        told = attach.settle(zip(attachments, done, strict=True), gateway.claims(attachments), call, node)
+        attach.publish(told, call.netns, node, pod)
     except BaseException as error:
         try:
             teardown.attachments(page, tried, call, node)
         except CniError as trouble:
             error.add_note(f"and could not be taken back yet, DEL will: {trouble}")
         raise
-    return done
-
-
-def _attach_beside(before: Sequence[Attachment], attachment: Attachment, call: Call, node: Node) -> Result:
-    """Attach one network; refuse it when its plugin takes away what it made for this sandbox before.
-
-    Some systems serve one interface a pod and replace it when they are asked again (Calico names its veth by the pod).
-    """
-    plugin = attachment.conflist.types[:1]
-    alone = plugin not in [other.conflist.types[:1] for other in before]
-    if alone or node.chain.owns_interface(attachment, call):
-        return attach.one(attachment, call, node)
-    there = _link_names(call.netns)
-    result = attach.one(attachment, call, node)
-    if lost := sorted(there - _link_names(call.netns)):
-        raise CniError(
-            Code.INVALID_CONFIG,
-            f"network {attachment.name} as {attachment.ifname}: plugin {plugin[0]} took {', '.join(lost)} away, "
-            "which it made before",
-            "it serves one interface of a pod: choose a network of another type",
-        )
-    return result
-
-
-def _link_names(netns: str) -> set[str]:
-    with netlink.open(netns) as kernel:
-        return kernel.link_names()
-
-
-def _settle(
-    attachments: Sequence[Attachment], done: list[Result], claimed: Sequence[gateway.Claim], call: Call, node: Node
-) -> list[Result]:
-    """Make the asked default routes true in the kernel, then in every result and its kept copy."""
-    gateway.settle(call.netns, claimed)
-    settled = []
-    for attachment, result in zip(attachments, done, strict=True):
-        now = gateway.told(attachment, result, claimed)
-        if now != result:
-            node.chain.amend(attachment, call, now)
-        settled.append(now)
-    return settled
+    return [result for _, result in told]
 
 
 def delete(call: Call, node: Node) -> None:
@@ -241,17 +200,6 @@ def _refuse_own_namespace(call: Call) -> None:
         ) from cause
     if own and not call.same_netns_allowed:
         raise CniError(Code.SAME_NAMESPACE, f"{call.netns} is the plugin's own network namespace")
-
-
-def _refuse_taken_names(netns: str, attachments: Sequence[Attachment]) -> None:
-    """Refuse a name that something else has in the sandbox: taking back would remove what is not ours."""
-    there = _link_names(netns)
-    if taken := [attachment.ifname for attachment in attachments if attachment.ifname in there]:
-        raise CniError(
-            Code.INVALID_CONFIG,
-            f"interface name {', '.join(taken)} already exists in {netns}",
-            "ask for another name, or remove the interface that is there",
-        )
 
 
 def _refuse_unready(node: Node) -> None:

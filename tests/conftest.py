@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: an environment without leftovers of the caller's, and one real API server for the session."""
+"""What all tests share: a clean environment, a host and a pod made of namespaces, a real API server for the session."""
 
 import os
 from collections.abc import Iterator
@@ -7,6 +7,10 @@ from collections.abc import Iterator
 import cluster
 import pytest
 from hypothesis import HealthCheck, settings
+from namespaces import Site, site
+
+from multus_py import netlink
+from multus_py.netlink import Netlink
 
 _LEAKS = ("CNI_", "KUBE", "K8S_", "MULTUS_", "NODE_NAME", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 _KUBECONFIG = os.environ.get("KUBECONFIG")
@@ -21,6 +25,27 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away what the machine or the caller's shell would tell our code; a test sets what it needs."""
     for name in [name for name in os.environ if name.upper().startswith(_LEAKS)]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def place() -> Iterator[Site]:
+    """Return a host and a pod on it."""
+    with site() as made:
+        yield made
+
+
+@pytest.fixture
+def host(place: Site) -> Iterator[Netlink]:
+    """Return a socket in the host's namespace."""
+    with netlink.open(place.host) as kernel:
+        yield kernel
+
+
+@pytest.fixture
+def pod(place: Site) -> Iterator[Netlink]:
+    """Return a socket in the pod's namespace."""
+    with netlink.open(place.pod) as kernel:
+        yield kernel
 
 
 @pytest.fixture(scope="session")

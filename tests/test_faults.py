@@ -7,24 +7,17 @@ messages, new processes) and is killed just before the n-th, for every n. Links,
 
 import json
 import os
-import signal
-import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from killing import killed_before
 from running import until
 from story import Stage, namespace
 
 from multus_py import netlink
 from multus_py.cni.errors import CniError
 
-# What changes the world, by the names of the built-in functions that do it.
-DEEDS = frozenset(
-    ("send", "sendto", "sendmsg", "pwrite", "write", "fsync", "ftruncate", "rename", "replace", "unlink", "remove",
-     "mkdir", "rmdir", "flock", "fork_exec", "touch", "symlink", "link", "utime")
-)  # fmt: skip
 CONTAINER = "fault1"
 
 
@@ -70,30 +63,6 @@ def told(stage: Stage, verb: str) -> str:
     return ""
 
 
-def killed_before(n: int, stage: Stage, verb: str) -> bool:
-    """Tell the story in a child process that is killed just before its n-th deed; return whether it came so far."""
-    child = os.fork()
-    if child == 0:
-        seen = 0
-
-        def count(frame: object, event: str, function: object) -> None:
-            nonlocal seen
-            if event == "c_call" and getattr(function, "__name__", "") in DEEDS:
-                seen += 1
-                if seen == n:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        threading.setprofile(count)
-        sys.setprofile(count)
-        try:
-            told(stage, verb)
-        finally:
-            os._exit(0)
-    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    until(lambda: not orphans(stage))  # an executable that a killed ADD left running may still do its deed
-    return killed
-
-
 def orphans(stage: Stage) -> list[str]:
     """Return the processes that run an executable of the stage."""
     own = os.fsencode(stage.folder / "bin")
@@ -114,7 +83,8 @@ def every_kill(stage: Stage, verb: str, before: Callable[[], object], after: Cal
     while True:
         before()
         n += 1
-        came_so_far = killed_before(n, stage, verb)
+        came_so_far = killed_before(n, lambda: told(stage, verb))
+        until(lambda: not orphans(stage))  # an executable that a killed ADD left running may still do its deed
         after()
         assert [] == leftovers(stage), f"after a kill before deed {n} of {verb}"
         if not came_so_far:

@@ -7,6 +7,7 @@ import pytest
 from story import Stage, namespace
 
 from multus_py import netlink
+from multus_py.agent import hotplug
 from multus_py.cni.errors import CniError
 from multus_py.kube.store import PodRef
 
@@ -101,6 +102,32 @@ def test_metrics_do_not_leave_a_second_default(stage):
         cluster["cniVersion"] = "1.1.0"
     attached(stage, '[{"name":"b","default-route":["10.89.0.1","fd89::1"]}]')
     assert {(4, "net1", "10.89.0.1"), (6, "net1", "fd89::1")} == defaults(stage)
+
+
+def test_what_yielded_comes_back_when_the_claimer_goes(stage):
+    """Both families and a further metric: kernel and kept results are as if nobody had claimed."""
+    cluster = stage.settings["delegates"][0]
+    if stage.settings["delegateBackend"] == "builtin":
+        more = [{"dst": "0.0.0.0/0", "priority": 100}, {"dst": "::/0", "priority": 50}]
+        cluster["ipam"]["routes"] = [*cluster["ipam"]["routes"], *more]
+        cluster["cniVersion"] = "1.1.0"
+    attached(stage, "")
+    before = ways_out(stage), sorted(route[:2] for route in kept(stage))
+    netlink.visit(stage.settings["host"], lambda: stage.run("DEL", "p"))
+    attached(stage, '[{"name":"b","default-route":["10.89.0.1","fd89::1"]}]')
+    assert {(4, "net1", "10.89.0.1"), (6, "net1", "fd89::1")} == defaults(stage)
+    call, node = stage.call("DEL", "p"), stage.node()
+    pod = node.store.pod(PodRef("default", "p"))
+    assert netlink.visit(stage.settings["host"], lambda: hotplug.unplug("net1", call, node, pod))
+    assert before == (ways_out(stage), sorted(route[:2] for route in kept(stage)))
+    netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
+
+
+def ways_out(stage):
+    """Return the default routes of every table, with the metric."""
+    with netlink.open(stage.netns) as kernel:
+        found = [route for route in kernel.routes(table=0) if route.is_default and route.kind == netlink.UNICAST]
+        return sorted((route.table, str(route.gateway), route.priority) for route in found)
 
 
 def test_check_sees_a_default_route_that_was_changed(stage):

@@ -7,12 +7,11 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from namespaces import Site, namespace, site
+from namespaces import Site, namespace
 
 from multus_py import netlink
 from multus_py.netlink import Hop, Link, Netlink, NetlinkError, Route
@@ -21,27 +20,6 @@ V4 = ipaddress.ip_interface("192.0.2.7/24")
 V6 = ipaddress.ip_interface("2001:db8::7/64")
 DEFAULT = ipaddress.ip_network("0.0.0.0/0")
 DEFAULT6 = ipaddress.ip_network("::/0")
-
-
-@pytest.fixture
-def place() -> Iterator[Site]:
-    """Return a host and a pod on it."""
-    with site() as made:
-        yield made
-
-
-@pytest.fixture
-def host(place: Site) -> Iterator[Netlink]:
-    """Return a socket in the host's namespace."""
-    with netlink.open(place.host) as kernel:
-        yield kernel
-
-
-@pytest.fixture
-def pod(place: Site) -> Iterator[Netlink]:
-    """Return a socket in the pod's namespace."""
-    with netlink.open(place.pod) as kernel:
-        yield kernel
 
 
 def pair(host: Netlink, place: Site, **more: Any) -> None:

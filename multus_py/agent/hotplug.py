@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from multus_py import attach, device_info, plan, selection, teardown
+from multus_py import attach, device_info, gateway, plan, selection, teardown
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Result
@@ -39,29 +39,28 @@ def sandbox(call: Call, node: Node) -> Iterator[tuple[Page, Entry]]:
 
 
 def plug(attachment: Attachment, call: Call, node: Node, pod: Pod | None) -> Result:
-    """Attach one more network; on an error it is taken back and the page is as it was."""
-    if attachment.default_route:
-        raise CniError(
-            Code.UNSUPPORTED_FIELD,
-            f"network {attachment.name}: a default-route cannot be asked for while the pod runs",
-            "its connections would change under it: write it before the pod starts",
-        )
+    """Attach one more network; on an error it is taken back and the page is as it was.
+
+    A default route that it asks for moves to it: connections of the pod over the one before may end.
+    """
     with sandbox(call, node) as (page, entry):
         if any(other.ifname == attachment.ifname for other in entry.attachments):
             raise CniError(Code.INVALID_CONFIG, f"the sandbox has an interface {attachment.ifname} already")
-        grown = replace(entry, attachments=(*entry.attachments, attachment), netns=call.netns or entry.netns)
+        attach.refuse_taken_names(call.netns, [attachment])
+        grown = replace(entry, attachments=(*entry.attachments, attachment), netns=call.netns)
         page.write(grown)
         try:
-            result = attach.one(attachment, call, node)
-            _publish(grown, call, node, pod)
+            attach.beside(entry.attachments, attachment, call, node)
+            told = attach.settle(attach.kept(grown.attachments, call, node), gateway.claims([attachment]), call, node)
+            attach.publish(told, call.netns, node, pod)
         except BaseException as error:
             try:
-                teardown.detach(attachment, call, node)
+                _detach(attachment, entry, call, node)
                 page.write(entry)
             except CniError as trouble:
                 error.add_note(f"and could not be taken back yet, the pod's DEL will: {trouble}")
             raise
-    return result
+    return told[-1][1]
 
 
 def unplug(ifname: str, call: Call, node: Node, pod: Pod | None) -> bool:
@@ -70,22 +69,26 @@ def unplug(ifname: str, call: Call, node: Node, pod: Pod | None) -> bool:
         found = next((item for item in entry.attachments if item.ifname == ifname and not item.primary), None)
         if found is None:
             return False
-        teardown.detach(found, replace(call, netns=call.netns or entry.netns), node)
+        call = replace(call, netns=call.netns or entry.netns)
         left = replace(entry, attachments=tuple(item for item in entry.attachments if item is not found))
+        told = _detach(found, left, call, node)
         page.write(left)
-        _publish(left, call, node, pod)
+        attach.publish(told, call.netns, node, pod)
     return True
 
 
-def _publish(entry: Entry, call: Call, node: Node, pod: Pod | None) -> None:
-    """Write network-status anew from the kept results of all attachments."""
-    kept = [(attachment, node.chain.result(attachment, call)) for attachment in entry.attachments]
-    told = [(attachment, result) for attachment, result in kept if result is not None]
-    attach.publish(told, call.netns or entry.netns, node, pod)
+def _detach(attachment: Attachment, left: Entry, call: Call, node: Node) -> list[attach.Told]:
+    """Detach one network and give back the default routes that it claimed; return what is *left* with its results."""
+    teardown.detach(attachment, call, node)
+    return attach.give_back(attach.kept(left.attachments, call, node), gateway.claims([attachment]), call, node)
 
 
 def wanted(call: Call, asked: Mapping[str, Any], node: Node, pod: Pod | None) -> Attachment:
-    """Return the attachment that a `/delegate` request describes: the delegate's own config, and the wishes *asked*."""
+    """Return the attachment that a `/delegate` request describes: the delegate's own config, and the wishes *asked*.
+
+    The request has no word for a device or a default route, multus-cni's neither: the config names its device itself,
+    and an annotation that is followed has both.
+    """
     conf = plan.Sources(node.config, node.store).conflist(call.config, "delegate request")
     wishes = {key: value for key, value in asked.items() if key in ("ips", "mac", "cni-args") and value}
     element = {"name": "delegate", "interface": call.ifname, **wishes}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from multus_py import netlink, teardown
+from multus_py import attach, gateway, netlink, teardown
 from multus_py.agent.spool import Spool, Tombstone
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError
@@ -80,7 +80,7 @@ class Reconciler:
         for ifname in missing(entry):
             self._event(pod, node, "InterfaceMissing", f"interface {ifname} is no longer in the pod")
         if self.heal and missing(entry):
-            heal(entry, node)
+            heal(entry, node, pod)
             self.count("healed")
 
     def _event(self, pod: Pod, node: Node, reason: str, message: str) -> None:
@@ -116,16 +116,20 @@ def missing(entry: Entry) -> list[str]:
     return [attachment.ifname for attachment in entry.attachments if attachment.ifname not in there]
 
 
-def heal(entry: Entry, node: Node) -> None:
-    """Attach the missing interfaces again: what is left of them is taken down first."""
+def heal(entry: Entry, node: Node, pod: Pod) -> None:
+    """Attach the missing interfaces again: what is left of them is taken down first. The pod is told what it has."""
+    call = call_for(entry, "ADD", node)
     with node.journal.page(entry.container_id, entry.ifname) as page:
-        lost = set(missing(entry)) if page.entry else set()
-        for attachment in page.entry.attachments if page.entry else ():
+        if page.entry is None:
+            return
+        there, lost = page.entry.attachments, missing(page.entry)
+        for attachment in there:
             if attachment.ifname in lost:
-                call = call_for(entry, "ADD", node)
                 node.chain.delete(attachment, call)
                 node.chain.add(attachment, call)
                 log.info("sandbox %s: %s attached again", entry.container_id, attachment.ifname)
+        told = attach.settle(attach.kept(there, call, node), gateway.claims(there), call, node)
+        attach.publish(told, call.netns, node, pod)
 
 
 def call_for(entry: Entry, verb: str, node: Node) -> Call:

@@ -22,47 +22,37 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("lab", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw)
     deeds = parser.add_subparsers(metavar="up|show|exec|down", required=True)
 
-    up = deeds.add_parser(
+    def deed(name: str, description: str, *examples: str) -> argparse.ArgumentParser:
+        epilog = "\n  ".join(["example:", *(f"multus-py lab {example}" for example in examples)])
+        made: argparse.ArgumentParser = deeds.add_parser(
+            name, description=description, epilog=epilog, formatter_class=raw
+        )
+        made.add_argument("--name", default="lab", metavar="LAB", help="name of the lab (default: %(default)s)")
+        made.set_defaults(deed=name)
+        return made
+
+    up = deed(
         "up",
-        description="Make the lab and attach the pods of the manifests; in a lab that is up, those that are new.",
-        epilog="example:\n  multus-py lab up examples\n  multus-py lab up networks.yaml pods.yaml --backend builtin",
-        formatter_class=raw,
+        "Make the lab and attach the pods of the manifests; in a lab that is up, those that are new.",
+        "up examples",
+        "up networks.yaml pods.yaml --backend builtin",
     )
     up.add_argument("files", nargs="+", type=Path, metavar="FILE", help="manifests, or folders of them")
     up.add_argument("--primary", type=Path, metavar="FILE", help="conf of the default network (default: a bridge)")
     up.add_argument("--backend", choices=("auto", "builtin", "exec"), help="who runs the delegates (default: auto)")
-    up.set_defaults(deed="up")
 
-    show = deeds.add_parser(
-        "show",
-        description="Show what the kernel holds for each pod.",
-        epilog="example:\n  multus-py lab show --json",
-        formatter_class=raw,
-    )
+    show = deed("show", "Show what the kernel holds for each pod.", "show --json")
     how = show.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print JSON")
     how.add_argument("--status", metavar="POD", help="print the network-status that was published for a pod")
-    show.set_defaults(deed="show")
 
-    inside = deeds.add_parser(
-        "exec",
-        description="Run a command in a pod's network namespace; its exit status is ours.",
-        epilog="example:\n  multus-py lab exec caller -- ip address",
-        formatter_class=raw,
+    inside = deed(
+        "exec", "Run a command in a pod's network namespace; its exit status is ours.", "exec caller -- ip address"
     )
     inside.add_argument("pod", metavar="POD", help="name, or namespace/name")
     inside.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD...", help="command with its arguments")
-    inside.set_defaults(deed="exec")
 
-    down = deeds.add_parser(
-        "down",
-        description="Detach the pods and remove the lab, however much of it there is.",
-        epilog="example:\n  multus-py lab down",
-        formatter_class=raw,
-    )
-    down.set_defaults(deed="down")
-    for deed in (up, show, inside, down):
-        deed.add_argument("--name", default="lab", metavar="LAB", help="name of the lab (default: %(default)s)")
+    deed("down", "Detach the pods and remove the lab, however much of it there is.", "down")
 
 
 def run(args: argparse.Namespace) -> int:

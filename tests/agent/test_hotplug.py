@@ -3,6 +3,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -113,11 +114,91 @@ def test_an_edited_annotation_is_followed(attached):
     assert (["eth0"],) * 2 == interfaces(attached)
 
 
-def test_a_default_route_is_refused_while_the_pod_runs(attached):
-    """Its connections would change under it: the error says so, nothing is changed."""
-    with pytest.raises(CniError, match="while the pod runs"):
-        followed(attached, '[{"name":"b"},{"name":"m"},{"name":"s","default-route":["10.89.0.1"]}]')
+def default_routes(running):
+    """Return the IPv4 default routes of the kernel, of the kept results and of network-status, by interface."""
+    with netlink.open(running.stage.netns) as kernel:
+        names = {link.index: link.name for link in kernel.links()}
+        there = [(names[route.ifindex], str(route.gateway)) for route in kernel.default_routes(4)]
+    bodies = [json.loads(path.read_text()) for path in (running.folder / "cni/results").iterdir()]
+    kept = [(body["ifName"], route.get("gw")) for body in bodies for route in body["result"].get("routes", [])]
+    text = running.stage.node().store.pod(PodRef("default", "p")).annotations[STATUS]
+    told = [(status["interface"], via) for status in json.loads(text) for via in status.get("gateway", [])]
+    return there, kept, told
+
+
+BY_ETH0, BY_NET1 = [("eth0", "10.88.0.1")], [("net1", "10.89.0.1")]
+CLAIMING = '[{"name":"b","default-route":["10.89.0.1"]},{"name":"m"}]'
+
+
+def test_a_default_route_moves_and_comes_back_while_the_pod_runs(attached, leftovers):
+    """The edited annotation is true in the kernel, the results and the status; edited back, all is as before."""
+    assert (BY_ETH0,) * 3 == default_routes(attached)
+    for _ in range(2):
+        assert (["net1"], ["net1"]) == followed(attached, CLAIMING)
+        assert (BY_NET1,) * 3 == default_routes(attached)
+        netlink.visit(attached.host, lambda: attached.stage.run("CHECK", "p"))
+        assert (["net1"], ["net1"]) == followed(attached, "b,m")
+        assert (BY_ETH0,) * 3 == default_routes(attached)
+        netlink.visit(attached.host, lambda: attached.stage.run("CHECK", "p"))
+    followed(attached, CLAIMING)
+    netlink.visit(attached.host, lambda: attached.stage.run("DEL", "p"))
+    assert [] == leftovers(attached)
+
+
+def test_a_default_route_that_cannot_be_is_taken_back(attached):
+    """A gateway that the kernel refuses: the network is gone again, the pod's own way out is as it was."""
+    with pytest.raises(CniError, match=r"replace route default via 10\.99\.0\.1"):
+        followed(attached, '[{"name":"b"},{"name":"m"},{"name":"b","default-route":["10.99.0.1"]}]')
     assert (["eth0", "net1", "net2"],) * 2 == interfaces(attached)
+    assert (BY_ETH0,) * 3 == default_routes(attached)
+    netlink.visit(attached.host, lambda: attached.stage.run("CHECK", "p"))
+
+
+def test_a_claimer_of_the_pods_start_gives_back_too(running):
+    """A network that took the default route over at ADD is detached later: the pod is not left without a way out."""
+    running.stage.pod("p", CLAIMING)
+    netlink.visit(running.host, lambda: running.stage.run("ADD", "p"))
+    assert (BY_NET1,) * 3 == default_routes(running)
+    assert ([], ["net1", "net2"]) == followed(running, "")
+    assert (BY_ETH0,) * 3 == default_routes(running)
+    netlink.visit(running.host, lambda: running.stage.run("DEL", "p"))
+
+
+def test_a_name_that_something_else_has_is_refused(attached):
+    """An interface that the workload made itself is neither taken nor removed."""
+    with netlink.open(attached.stage.netns) as kernel:
+        kernel.create_bridge("mine")
+    with pytest.raises(CniError, match="interface name mine already exists"):
+        followed(attached, "b,m,b@mine")
+    assert ["eth0", "mine", "net1", "net2"] == interfaces(attached)[0]
+    with netlink.open(attached.stage.netns) as kernel:
+        kernel.delete_link(kernel.link("mine").index)
+
+
+REPLACING = """#!/bin/sh
+made="$0.$CNI_CONTAINERID"
+if [ "$CNI_COMMAND" = ADD ]; then
+    [ ! -e "$made" ] || nsenter --net="$CNI_NETNS" ip link del "$(cat "$made")"
+    echo "$CNI_IFNAME" > "$made"
+fi
+exec /usr/lib/cni/bridge
+"""
+
+
+def test_a_plugin_of_one_interface_a_pod_is_refused(attached):
+    """A system that replaces what it made before (as Calico) is told of by name, and what it made is taken back."""
+    program = attached.stage.plugins.folder / "replacing"
+    program.write_text(REPLACING)
+    program.chmod(0o755)
+    attached.stage.definition("r", {"cniVersion": "1.0.0", "name": "r", "type": "replacing", "bridge": "br1"})
+    assert (["net3"], []) == followed(attached, "b,m,r")
+    with pytest.raises(CniError, match=r"r as again: plugin replacing took net3 away") as refused:
+        followed(attached, "b,m,r,r@again")
+    assert "another type" in refused.value.details
+    assert ["eth0", "net1", "net2"] == interfaces(attached)[0]
+    page = attached.stage.node().journal.page("c1", "eth0")
+    with page as found:
+        assert ["eth0", "net1", "net2", "net3"] == [item.ifname for item in found.entry.attachments]
 
 
 def test_a_missing_interface_is_told_once_and_healed_on_demand(attached):
@@ -137,6 +218,22 @@ def test_a_missing_interface_is_told_once_and_healed_on_demand(attached):
     watch.heal = True
     netlink.visit(attached.host, lambda: watch.tell_missing(node, [running_pod]))
     assert ["eth0", "net1", "net2"] == interfaces(attached)[0]
+
+
+@pytest.mark.parametrize("lost", ["eth0", "net1"])
+def test_what_is_healed_leaves_one_default_route(running, lost):
+    """The claimer that comes back has the default route again; the interface that yields brings no second one."""
+    running.stage.pod("p", CLAIMING)
+    netlink.visit(running.host, lambda: running.stage.run("ADD", "p"))
+    with netlink.open(running.stage.netns) as kernel:
+        kernel.delete_link(kernel.link(lost).index)
+    node = running.stage.node()
+    pod = replace(node.store.pod(PodRef("default", "p")), phase="Running")
+    watch = reconciler.Reconciler(None, None, lambda kind: None, heal=True)
+    netlink.visit(running.host, lambda: watch.tell_missing(node, [pod]))
+    assert (BY_NET1,) * 3 == default_routes(running)
+    netlink.visit(running.host, lambda: running.stage.run("CHECK", "p"))
+    netlink.visit(running.host, lambda: running.stage.run("DEL", "p"))
 
 
 def test_a_pod_that_started_without_us_is_told(running):

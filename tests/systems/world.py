@@ -175,6 +175,8 @@ class World:
         mounts = [f"mount --bind {self.root} {self.root}"]
         mounts += [f"mount --rbind /{name} {self.root}/{name}" for name in shared if name not in _OWN]
         mounts.append(f"mount --rbind /run/netns {self.root}/run/netns")
+        if not chroot:  # the manifest mounts what pods hold on the node, where native delegates look for it
+            mounts.append(f"mount --bind {self.root}/var/lib /var/lib")
         place = f"chroot {self.root} " if chroot else ""
         script = "; ".join(["set -e", *mounts, f'exec {place}"$@"'])
         return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "daemon", *command]

@@ -6,24 +6,10 @@ import json
 import sys
 from pathlib import Path
 
-from executable import (
-    VERSIONS,
-    Call,
-    Refused,
-    Role,
-    address,
-    by_link_local,
-    digest,
-    execute,
-    ip,
-    kept,
-    lease,
-    main,
-    release,
-    remove,
-    result,
-    veth,
-)
+from datastore import kept, lease, release
+from executable import VERSIONS, Call, Refused, Role, digest, execute, main
+from interfaces import by_link_local, ip, remove, veth
+from results import address, result
 
 _IPAMD = Path("/var/run/aws-node/ipamd.sock")
 _OLD = "1.5"

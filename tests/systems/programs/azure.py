@@ -6,22 +6,10 @@ import json
 import sys
 from pathlib import Path
 
-from executable import (
-    VERSIONS,
-    Call,
-    Refused,
-    Role,
-    address,
-    by_link_local,
-    digest,
-    execute,
-    lease,
-    main,
-    release,
-    remove,
-    result,
-    veth,
-)
+from datastore import lease, release
+from executable import VERSIONS, Call, Refused, Role, digest, execute, main
+from interfaces import by_link_local, remove, veth
+from results import address, result
 
 _STATE = Path("/var/run/azure-vnet.json")
 _GATEWAY = "10.241.0.1"

@@ -5,24 +5,10 @@ import contextlib
 import sys
 from pathlib import Path
 
-from executable import (
-    VERSIONS,
-    Call,
-    Refused,
-    Role,
-    address,
-    by_link_local,
-    digest,
-    execute,
-    ip,
-    lease,
-    mac,
-    main,
-    release,
-    remove,
-    result,
-    veth,
-)
+from datastore import lease, release
+from executable import VERSIONS, Call, Refused, Role, digest, execute, main
+from interfaces import by_link_local, ip, mac, remove, veth
+from results import address, result
 
 _NODENAME = Path("/var/lib/calico/nodename")
 _POD_RANGE = "10.244.1.0/24"

@@ -6,23 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-from executable import (
-    Call,
-    Refused,
-    Role,
-    address,
-    digest,
-    execute,
-    ip,
-    kept,
-    links,
-    mac,
-    main,
-    release,
-    remove,
-    result,
-    veth,
-)
+from datastore import kept, release
+from executable import Call, Refused, Role, digest, execute, main
+from interfaces import ip, links, mac, remove, veth
+from results import address, result
 
 _RUN = Path("/var/run/cilium")
 _AGENT_WAIT = 0.3  # seconds; the real one asks for half a minute

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scripted executables share: the call as the reference plugins read it, records, refusals, links, state.
+"""What makes a scripted executable: the call as the reference plugins read it, its roles, its refusals, its record.
 
 They run with the standard library alone, under absolute paths of the node whose root directory they are in.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ SETTINGS = Path("/etc/scripted.json")
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 _SINCE = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
 _POD_KEYS = ("IgnoreUnknown", "K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_INFRA_CONTAINER_ID", "K8S_POD_UID")
-_DATASTORE = Path("/run/datastore")  # what the real systems keep in a cluster, or in the memory of an agent
 
 
 class Refused(Exception):
@@ -163,90 +161,3 @@ def execute(call: Call, plugin_type: str, config: Mapping[str, Any], verb: str =
 def digest(text: str) -> str:
     """Return the eleven hexadecimal digits that Calico, AWS and others name a veth by."""
     return hashlib.sha1(text.encode()).hexdigest()[:11]
-
-
-# --- state ------------------------------------------------------------------------------------------------------------
-
-
-def kept(system: str) -> Path:
-    """Return the folder of what a system keeps about its pods outside of this node's disk."""
-    folder = _DATASTORE / system
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def lease(system: str, key: str, choices: Iterator[str]) -> str:
-    """Return the address of *key*: the one that it has, else the first that nobody has."""
-    folder = kept(system)
-    mine = folder / key
-    if not mine.exists():
-        taken = {path.read_text() for path in folder.iterdir()}
-        mine.write_text(next(address for address in choices if address not in taken))
-    return mine.read_text()
-
-
-def release(system: str, key: str) -> None:
-    """Free the address of *key*."""
-    (kept(system) / key).unlink(missing_ok=True)
-
-
-# --- links ------------------------------------------------------------------------------------------------------------
-
-
-def ip(*words: str, netns: str = "", lines: str = "") -> str:
-    """Run iproute2, in the namespace *netns* if there is one; what it refuses is refused."""
-    inside = ["-n", Path(netns).name] if netns else []
-    done = subprocess.run(["ip", *inside, *words], input=lines, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise Refused(f"ip {' '.join(words)} {lines}: {done.stderr.strip()}")
-    return done.stdout
-
-
-def links(netns: str = "") -> list[dict[str, Any]]:
-    """Return the links of a namespace in the order of their index."""
-    return json.loads(ip("-d", "-j", "link", netns=netns) or "[]")
-
-
-def veth(call: Call, host: str, *settings: str) -> None:
-    """Make a pair, its inner end under the asked name in the pod, and apply *settings* (lines of `ip`) there."""
-    ip("link", "add", host, "type", "veth", "peer", "name", call.ifname, "netns", Path(call.netns).name)
-    ip("link", "set", host, "up")
-    up = [f"link set {call.ifname} up", *(line.replace("IF", call.ifname) for line in settings)]
-    ip("-batch", "-", netns=call.netns, lines="\n".join(up))
-
-
-def by_link_local(*addresses: str) -> list[str]:
-    """Return the settings of a pod whose routes all go by 169.254.1.1: Calico, AWS and Azure do so."""
-    given = [f"addr add {address} dev IF{' nodad' if ':' in address else ''}" for address in addresses]
-    return [*given, "route add 169.254.1.1 dev IF scope link", "route add default via 169.254.1.1 dev IF"]
-
-
-def remove(call: Call, host: str = "") -> None:
-    """Remove the pod's interface, or the pair by its host end; what is gone is gone."""
-    with contextlib.suppress(Refused):
-        if call.netns:
-            ip("link", "del", call.ifname, netns=call.netns)
-    with contextlib.suppress(Refused):
-        if host:
-            ip("link", "del", host)
-
-
-def mac(name: str, netns: str = "") -> str:
-    """Return the hardware address of a link."""
-    return next(link["address"] for link in links(netns) if link["ifname"] == name)
-
-
-# --- results ----------------------------------------------------------------------------------------------------------
-
-
-def address(call: Call, cidr: str, gateway: str = "", interface: int | None = None) -> dict[str, Any]:
-    """Return one element of `ips` in the call's dialect (0.3.0 to 1.1.0)."""
-    body: dict[str, Any] = {} if call.version >= "1.0.0" else {"version": "6" if ":" in cidr else "4"}
-    body |= {} if interface is None else {"interface": interface}
-    return body | {"address": cidr} | ({"gateway": gateway} if gateway else {})
-
-
-def result(call: Call, **parts: Any) -> dict[str, Any]:
-    """Return a result with the parts that have content; before 1.0.0 `dns` is always there."""
-    body = {"cniVersion": call.version, **{key: value for key, value in parts.items() if value}}
-    return body if call.version >= "1.0.0" else {**body, "dns": {}}

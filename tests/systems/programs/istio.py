@@ -3,7 +3,8 @@
 
 import sys
 
-from executable import Call, Refused, Role, links, main
+from executable import Call, Refused, Role, main
+from interfaces import links
 
 
 def add(call: Call) -> object:

@@ -3,22 +3,10 @@
 
 import sys
 
-from executable import (
-    VERSIONS,
-    Call,
-    Refused,
-    Role,
-    address,
-    execute,
-    ip,
-    lease,
-    links,
-    main,
-    release,
-    remove,
-    result,
-    veth,
-)
+from datastore import lease, release
+from executable import VERSIONS, Call, Refused, Role, execute, main
+from interfaces import ip, links, remove, veth
+from results import address, result
 
 _GATEWAY = "10.32.0.1"
 
