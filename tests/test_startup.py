@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = ("kubernetes", "pyroute2", "jsonschema", "yaml", "tenacity", "grpc", "importlib.metadata")
+HEAVY = ("kubernetes", "pyroute2", "jsonschema", "yaml", "tenacity", "grpc", "cryptography", "importlib.metadata")
 PROGRAM = """
 import sys
 from multus_py.cli.main import main

@@ -64,7 +64,8 @@ def _kubelet(place: Place) -> Iterator[Finding]:
 
 def _api_server(place: Place) -> Iterator[Finding]:
     """Read what the daemon reads: the pods of this node, and a definition."""
-    kubeconfig = place.settings.kubeconfig
+    own = place.daemon.certificate
+    kubeconfig = str(own.kubeconfig) if own else place.settings.kubeconfig
     if place.settings.manifests or not (kubeconfig or os.environ.get("KUBERNETES_SERVICE_HOST")):
         return
     from multus_py.kube.apiserver import ApiServer  # brings the kubernetes package: half a second
