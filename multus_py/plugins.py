@@ -39,7 +39,7 @@ class Elsewhere(Protocol):
     def wanted(self) -> bool:
         """Tell whether this process has more to do than it can."""
 
-    def run(self, plugin_type: str, call: Call) -> dict[str, Any] | None:
+    def run(self, plugin_type: str, call: Call, root: str) -> dict[str, Any] | None:
         """Have ADD of a native delegate done; None when nobody there has time."""
 
 
@@ -47,7 +47,7 @@ class Elsewhere(Protocol):
 class Plugins:
     """Runs plugins. *backend* is auto, builtin or exec; *timeout* in seconds bounds one executable.
 
-    *elsewhere* may do ADD of a delegate that needs no executable.
+    *elsewhere* may do ADD of a delegate that needs no executable; *root* is where the node's root is seen.
     """
 
     backend: str = "auto"
@@ -55,11 +55,12 @@ class Plugins:
     executables: Executables = field(default_factory=Children)
     observed: Callable[[str, str, float, int], None] | None = None  # plugin, verb, seconds, error code or 0
     elsewhere: Elsewhere | None = None
+    root: str = "/"
 
     def run(self, plugin_type: str, call: Call) -> dict[str, Any] | None:
         """Run one plugin for *call*; return the result of ADD as the plugin said it, None for the other verbs."""
         if self.elsewhere and call.verb == "ADD" and self.elsewhere.wanted() and self.owns_interface(plugin_type, call):
-            done = self.elsewhere.run(plugin_type, call)
+            done = self.elsewhere.run(plugin_type, call, self.root)
             if done is not None:
                 return done
         if self.observed is None:
@@ -113,7 +114,7 @@ class Plugins:
         )
 
     def _native(self, delegate: Delegate, plugin_type: str, call: Call) -> dict[str, Any] | None:
-        request = Request(call, self._ask)
+        request = Request(call, self._ask, self.root)
         doing = f"plugin {plugin_type}"
         try:
             if call.verb == "ADD":

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multus_py import host_root
 from multus_py.cni import names, versions
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
@@ -21,6 +22,7 @@ from multus_py.schemas import keys
 from multus_py.undo import Undo
 
 SCHEMA: Mapping[str, Any] = keys.load("host-local")
+DATA_DIR = "/var/lib/cni/networks"
 _RANGE_KEYS = ("subnet", "rangeStart", "rangeEnd", "gateway")
 
 
@@ -29,15 +31,16 @@ class Config:
     """A host-local config, checked: one address is given from each of *sets*, *wanted* ones first."""
 
     network: str
-    data_dir: str
+    data_dir: Path
     sets: tuple[RangeSet, ...]
     wanted: tuple[Address, ...]
     routes: tuple[Route, ...]
     resolv_conf: str
 
 
-def parse(call: Call) -> Config:
+def parse(request: Request) -> Config:
     """Read the config and what the call asks for beside it; code 7 says what is wrong."""
+    call = request.call
     fields = _ipam(call)
     sets = tuple(
         ranges.read_set(_objects(item, f"ranges[{n}]"), f"invalid range set {n}") for n, item in enumerate(_sets(call))
@@ -54,7 +57,7 @@ def parse(call: Call) -> Config:
     ranges.refuse_overlap(sets)
     return Config(
         network=names.network(call.config.get("name"), "host-local: name"),
-        data_dir=fields.text("dataDir"),
+        data_dir=_data_dir(request),
         sets=sets,
         wanted=_wanted(call),
         routes=results.read({"routes": fields.get("routes")}, "1.1.0").routes,
@@ -64,8 +67,8 @@ def parse(call: Call) -> Config:
 
 def add(request: Request) -> Result:
     """Reserve one address from each range set, all or none."""
-    call, config = request.call, parse(request.call)
-    dns = _resolv_conf(config.resolv_conf)
+    call, config = request.call, parse(request)
+    dns = _resolv_conf(config.resolv_conf, Path(request.root))
     mine = pool.owner(call.container_id, call.ifname)
     chosen = _assigned(config)
     with pool.opened(config.data_dir, config.network) as files, Undo() as undo:
@@ -90,10 +93,10 @@ def delete(request: Request) -> None:
     A config that ADD refused is good enough: only its name and `dataDir` are needed.
     """
     call = request.call
-    data_dir, network = _ipam(call).text("dataDir"), names.network(call.config.get("name"), "host-local: name")
+    data_dir, network = _data_dir(request), names.network(call.config.get("name"), "host-local: name")
     if not pool.exists(data_dir, network):
         return
-    hints, enough = _hints(call)
+    hints, enough = _hints(request)
     with pool.opened(data_dir, network) as files:
         if not files.release(pool.owner(call.container_id, call.ifname), hints, enough):
             files.release(call.container_id)  # how the executable wrote its files before it knew of interfaces
@@ -101,7 +104,7 @@ def delete(request: Request) -> None:
 
 def check(request: Request) -> None:
     """Raise when no address is reserved for this interface of this container."""
-    call, config = request.call, parse(request.call)
+    call, config = request.call, parse(request)
     with pool.opened(config.data_dir, config.network) as files:
         if not {pool.owner(call.container_id, call.ifname), call.container_id} & set(files.owners().values()):
             raise CniError(
@@ -113,7 +116,7 @@ def check(request: Request) -> None:
 
 def status(request: Request) -> None:
     """Raise when the config is wrong or the pool's folder cannot be used."""
-    config = parse(request.call)
+    config = parse(request)
     try:
         with pool.opened(config.data_dir, config.network):
             pass
@@ -129,6 +132,11 @@ def _ipam(call: Call) -> Fields:
     if fields.get("ipam") is None:
         raise CniError(Code.INVALID_CONFIG, "IPAM config missing 'ipam' key", "add 'ipam' with its ranges")
     return Fields(fields.table("ipam"), "ipam")
+
+
+def _data_dir(request: Request) -> Path:
+    """Return where the pools are seen from here."""
+    return host_root.within(Path(request.root), _ipam(request.call).text("dataDir") or DATA_DIR)
 
 
 def _sets(call: Call) -> list[Any]:
@@ -162,12 +170,12 @@ def _wanted(call: Call) -> tuple[Address, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _resolv_conf(path: str) -> DNS:
+def _resolv_conf(path: str, root: Path) -> DNS:
     """Read name servers from a resolv.conf (resolv.conf(5)); code 5 when it cannot be read."""
     if not path:
         return DNS()
     try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = host_root.within(root, path).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as cause:
         raise CniError(Code.IO, f"cannot read resolvConf {path}: {cause.strerror}", "see 'resolvConf'") from cause
     words = [line.split() for line in lines if not line.lstrip().startswith(("#", ";"))]
@@ -243,15 +251,16 @@ def _next(found: RangeSet, last: Address | None, taken: Container[str]) -> Candi
     )
 
 
-def _hints(call: Call) -> tuple[list[Address], int]:
+def _hints(request: Request) -> tuple[list[Address], int]:
     """Return the addresses that prevResult names in our sets, most likely those to free, and how many ADD gave.
 
     Without a usable prevResult or config there is no hint: every reservation is looked at.
     """
+    call = request.call
     body = call.config.get("prevResult")
     try:
         ips = results.read(body, call.version).ips if isinstance(body, Mapping) else ()
-        sets = parse(call).sets
+        sets = parse(request).sets
     except CniError:
         return [], 0
     named = [ip.address.ip for ip in ips if any(ranges.holder(found, ip.address.ip) for found in sets)]

@@ -21,7 +21,6 @@ from pathlib import Path
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Address
 
-DATA_DIR = "/var/lib/cni/networks"
 _LAST = "last_reserved_ip."
 _NEW = ".reserving"  # what is being written: no address, so the executable takes it for nothing
 _NOT_ADDRESSES = (".", _LAST, "lock")
@@ -135,9 +134,9 @@ class Pool:
 
 
 @contextmanager
-def opened(data_dir: str, network: str) -> Iterator[Pool]:
+def opened(data_dir: Path, network: str) -> Iterator[Pool]:
     """Lock the pool of *network* for the time of the block; its folder is made. Code 5 when the disk will not."""
-    path = Path(data_dir or DATA_DIR) / network
+    path = data_dir / network
     try:
         folder = _folder(path)
     except OSError as cause:
@@ -169,9 +168,9 @@ def _folder(path: Path) -> int:
         return os.open(path, flags)
 
 
-def exists(data_dir: str, network: str) -> bool:
+def exists(data_dir: Path, network: str) -> bool:
     """Tell whether anything was ever reserved for *network*."""
-    return (Path(data_dir or DATA_DIR) / network).is_dir()
+    return (data_dir / network).is_dir()
 
 
 def owner(container_id: str, ifname: str) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from multus_py.host_root import within
+
 CONF_DIR, BIN_DIR = "/etc/cni/net.d", "/opt/cni/bin"  # what both runtimes take when nothing is said
 
 # Where distributions keep containerd's config; the running process tells where it really is.
@@ -26,7 +28,6 @@ _CONTAINERD = (
 _CRIO = ("/etc/crio/crio.conf", "/etc/crio/crio.conf.d")
 # The CRI plugin's section in files of version 3, 2 and 1.
 _CRI = ("io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "cri")
-_LINKS = 40  # symbolic links on one way, as in the kernel (path_resolution(7))
 
 
 @dataclass(frozen=True)
@@ -56,24 +57,6 @@ def runtimes(root: Path) -> list[Runtime]:
     """Return the runtimes that serve pods: those that run, else those whose config is there."""
     running = [found for words in _commands(root) for found in _of_command(root, words)]
     return list(dict.fromkeys(running)) or list(_configured(root))
-
-
-def within(root: Path, path: str) -> Path:
-    """Return where the node's *path* is seen from here: a link that starts at "/" starts at *root*."""
-    ahead = list(reversed(PurePosixPath(path).parts))
-    here, links = root, 0
-    while ahead:
-        part = ahead.pop()
-        if part == "/":
-            here = root
-        elif part == "..":
-            here = here if here == root else here.parent
-        elif links < _LINKS and (here / part).is_symlink():
-            links += 1
-            ahead += reversed(PurePosixPath((here / part).readlink()).parts)
-        else:
-            here /= part
-    return here
 
 
 def _commands(root: Path) -> Iterator[list[str]]:

@@ -114,6 +114,7 @@ class Service:
                     self.executables,
                     self.metrics.delegated,
                     self.workers,
+                    self.config.chroot_dir or "/",
                 ),
                 ResultCache(settings.cni_dir / "results"),
             ),

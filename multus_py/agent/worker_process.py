@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program of a process that attaches natively for the daemon: one call after the other, until the daemon is gone.
 
-It reads a line of JSON, {"plugin": type, "call": the fields of a `Call`}, and answers with {"result": ...} or
-{"error": {code, msg, details}}, and {"seen": [plugin, verb, seconds, code] of every delegate that ran}.
+It reads a line of JSON, {"plugin": type, "root": folder, "call": the fields of a `Call`}, and answers with
+{"result": ...} or {"error": {code, msg, details}}, and {"seen": [plugin, verb, seconds, code]} of every delegate that
+ran.
 """
 
 import json
@@ -34,7 +35,7 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
     told = asked["call"]
     call = Call(**{**told, "args": tuple((key, value) for key, value in told["args"]), "path": tuple(told["path"])})
     seen: list[tuple[str, str, float, int]] = []
-    own = Plugins("builtin", observed=lambda *one: seen.append(one))
+    own = Plugins("builtin", observed=lambda *one: seen.append(one), root=asked["root"])
     try:
         return {"result": own.run(asked["plugin"], call), "seen": seen}
     except CniError as error:

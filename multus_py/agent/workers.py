@@ -38,13 +38,15 @@ class Workers:
         """Tell whether somebody waits for this process to compute."""
         return self._turn.wanted()
 
-    def run(self, plugin_type: str, call: Call) -> dict[str, Any] | None:
+    def run(self, plugin_type: str, call: Call, root: str = "/") -> dict[str, Any] | None:
         """Have ADD of a native delegate done by a process that is idle; None when none is. Code 11 when it dies."""
         if (worker := self._free()) is None:
             return None
         with self._turn.lent():
             try:
-                told = worker.ask({"plugin": plugin_type, "call": {**vars(call), "config": dict(call.config)}})
+                told = worker.ask(
+                    {"plugin": plugin_type, "root": root, "call": {**vars(call), "config": dict(call.config)}}
+                )
             except (OSError, ValueError) as cause:
                 self._lost(worker)
                 raise CniError(Code.TRY_AGAIN, f"plugin {plugin_type}: the process that attached died") from cause

@@ -4,6 +4,7 @@
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,11 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             _tell(done)
         _drain(done.cni_dir, args.timeout)
-        done = install.uninstall(Removal(asked.folders, args.name, args.keep_shim, done.cni_dir, args.socket_dir))
+        before = done
+        # Our conf is gone by now: only the first round could read from it where things are.
+        done = install.uninstall(replace(asked, cni_dir=before.cni_dir, socket_dir=before.socket_dir))
+        if args.json:
+            done.removed, done.given_back = before.removed + done.removed, before.given_back + done.given_back
     if args.json:
         print(json.dumps(_to_json(done), indent=2))
     else:
@@ -80,6 +85,8 @@ def _drain(cni_dir: Path, seconds: float) -> None:
 
 def _tell(done: Removed) -> None:
     lines = [f"removed     {path}" for path in done.removed] + [f"given back  {path}" for path in done.given_back]
+    if done.results:
+        lines.append(f"removed     {done.results} results that the runtime kept of sandboxes that are gone")
     if done.kept:
         lines.append(f"kept        {done.kept}")
     if done.remaining:
@@ -95,6 +102,7 @@ def _to_json(done: Removed) -> dict[str, Any]:
     return {
         "removed": [str(path) for path in done.removed],
         "givenBack": [str(path) for path in done.given_back],
+        "results": done.results,
         "kept": str(done.kept) if done.kept else None,
         "sandboxes": done.remaining.sandboxes,
         "tombstones": done.remaining.tombstones,

@@ -15,11 +15,13 @@ class Request:
 
     `call.config` is one plugin's config: name, cniVersion, type, its keys, `prevResult` when there is one and
     `runtimeConfig` with what its capabilities declare. *ask* runs the plugin of a type with the same call (CNI spec
-    section 4, "Plugin Delegation"): IPAM is asked so. It returns the result of ADD, None for the other verbs.
+    section 4, "Plugin Delegation"): IPAM is asked so. It returns the result of ADD, None for the other verbs. *root* is
+    where the node's root is seen, for a delegate that keeps files on it (`host_root.within`).
     """
 
     call: Call
     ask: Callable[[str, Call], Result | None]
+    root: str = "/"
 
 
 class Delegate(Protocol):

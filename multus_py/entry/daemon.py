@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("multus_py")
 
+# Where plugins find the node's iptables, nft and tc: our own PATH is that of an image which has none of them.
+_NODES_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TICK = 1.0  # seconds between two looks at the config file, the conf folder and the spool
 _CALM = 60.0  # seconds after which what failed in a way that nobody expected is tried again
 _SOON = 0.05  # the same, as long as pods wait for us
@@ -86,6 +88,8 @@ class Daemon:
         self._stop = Stop(threading.Event(), threading.Event())
         self._metrics = Metrics()
         environment = {key: value for key, value in os.environ.items() if not key.startswith("CNI_")}
+        if config.chroot_dir:
+            environment["PATH"] = _NODES_PATH
         lanes = Lanes(config.concurrent_adds, config.concurrent_deletes)
         self._spawner = Spawner(config.chroot_dir, environment, config.concurrent_executables, lanes.turn.give_up)
         self._keeper = _keeper(config, self._happened)
@@ -268,7 +272,8 @@ class Daemon:
         try:
             cni_dir = self._service.own_node().config.cni_dir
             keep = config.cni_bin_dir is None
-            done = install.uninstall(install.Removal(folders, name, keep, cni_dir, daemon_stays=False))
+            removal = install.Removal(folders, name, keep, cni_dir, config.socket_dir, daemon_stays=False)
+            done = install.uninstall(removal)
         except CniError as error:
             log.error("%s", error)  # noqa: TRY400  what is told is the reason, not the place
             return

@@ -17,7 +17,7 @@ from multus_py.cni import names
 from multus_py.cni.errors import CniError, Code, finish
 from multus_py.config import TYPE, MultusConfig
 from multus_py.journal import Journal
-from multus_py.nodeconf import executable, files, ours, primary, withdrawal
+from multus_py.nodeconf import executable, files, kept, ours, primary, withdrawal
 from multus_py.nodeconf.executable import Program
 from multus_py.nodeconf.ours import Folders, Order
 from multus_py.nodeconf.primary import Conf
@@ -118,7 +118,8 @@ def _first_in_line(target: Path, former: list[Path]) -> None:
 class Removal:
     """What to take away. Folders that are None are read from our conf, and have their defaults when it is gone.
 
-    *daemon_stays*: a daemon that runs is told to put nothing back.
+    *daemon_stays*: a daemon that runs is told to put nothing back. Else the word for it goes, too: whoever installs a
+    daemon here later means it. *results* is where the runtime keeps results.
     """
 
     folders: Folders
@@ -127,6 +128,7 @@ class Removal:
     cni_dir: Path | None = None
     socket_dir: Path | None = None
     daemon_stays: bool = True
+    results: Path = kept.RESULTS
 
 
 @dataclass(frozen=True)
@@ -142,13 +144,19 @@ class Remaining:
 
 @dataclass
 class Removed:
-    """What came of it: *kept* is our executable when it has to stay, *cni_dir* where the journal is."""
+    """What came of it: *kept* is our executable when it has to stay, *cni_dir* where the journal is.
+
+    *socket_dir* is where the daemon listens, *results* how many results of the runtime's were dropped, which nobody
+    else would.
+    """
 
     cni_dir: Path
+    socket_dir: Path
     removed: list[Path] = field(default_factory=list)
     given_back: list[Path] = field(default_factory=list)
     kept: Path | None = None
     remaining: Remaining = field(default_factory=Remaining)
+    results: int = 0
 
 
 def uninstall(asked: Removal) -> Removed:
@@ -160,15 +168,18 @@ def uninstall(asked: Removal) -> Removed:
     names.plugin_type(asked.name, "--name")
     target = ours.conf_path(asked.folders.conf, asked.name)
     keys = _keys(ours.read(target))
-    done = Removed(asked.cni_dir or Path(keys.get("cniDir") or MultusConfig.cni_dir))
+    done = Removed(
+        asked.cni_dir or Path(keys.get("cniDir") or MultusConfig.cni_dir), asked.socket_dir or _socket_dir(keys)
+    )
     # The conf goes before the executable: from then on no new pod asks for it. What is given back comes first of all,
     # so that a runtime finds a conf at any time.
     finish(
         "uninstall is not complete",
-        *([partial(withdrawal.say, asked.socket_dir or _socket_dir(keys))] if asked.daemon_stays else []),
+        partial(withdrawal.say if asked.daemon_stays else withdrawal.take_back, done.socket_dir),
         partial(_hand_back, asked.folders, asked.name, done),
         partial(_remove_conf, target, done),
         partial(_remove_executable, asked, done),
+        partial(_drop_results, asked, done),
     )
     return done
 
@@ -204,6 +215,14 @@ def _remove_executable(asked: Removal, done: Removed) -> None:
         done.kept = path
     else:
         _remove(path, done)
+
+
+def _drop_results(asked: Removal, done: Removed) -> None:
+    # As long as a sandbox is left, the runtime may delete it with what it kept.
+    if not remaining(done.cni_dir):
+        for path in kept.results(asked.results, asked.name, done.cni_dir):
+            files.remove(path)
+            done.results += 1
 
 
 def _remove(path: Path, done: Removed) -> None:

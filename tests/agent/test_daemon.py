@@ -230,13 +230,16 @@ def test_a_second_daemon_is_refused(running):
 
 
 def test_executables_run_in_the_chroot(running, tmp_path):
-    """chrootDir: found and executed in the host's root, CNI_NETNS as the runtime said it."""
+    """chrootDir: found and executed in the host's root, with its PATH, CNI_NETNS as the runtime said it."""
     root = tmp_path / "root"
     (root / "host/bin").mkdir(parents=True)
     for mount in ("usr", "lib", "lib64", "bin", "proc", "dev", "run", "tmp", "root", "etc"):
         (root / mount).mkdir()
     program = root / "host/bin/inroot"
-    program.write_text('#!/bin/busybox sh\nread config\n[ -e /inside ] || exit 3\nprintf \'{"cniVersion":"1.0.0"}\'\n')
+    program.write_text(
+        "#!/bin/busybox sh\nread config\n[ -e /inside ] || exit 3\n"
+        'case $PATH in *:/usr/sbin:*) ;; *) exit 4 ;; esac\nprintf \'{"cniVersion":"1.0.0"}\'\n'
+    )
     program.chmod(0o755)
     (root / "inside").touch()
     (root / "bin/busybox").write_bytes(Path("/bin/busybox").read_bytes())
@@ -249,6 +252,24 @@ def test_executables_run_in_the_chroot(running, tmp_path):
     code, answer = running.call("ADD", "q")
     assert 0 == code, answer
     assert 0 == running.call("DEL", "q")[0]
+
+
+def test_native_pools_are_in_the_nodes_root(running, tmp_path):
+    """chrootDir: host-local's folder is the node's, links of the node followed, as the executable would find it."""
+    root = tmp_path / "root"
+    (root / "run").mkdir(parents=True)
+    (root / "var").mkdir()
+    (root / "var/run").symlink_to("/run")
+    ipam = {"type": "host-local", "subnet": "10.71.0.0/24", "dataDir": "/var/run/pools"}
+    cluster = {"cniVersion": "1.0.0", "name": "x", "type": "bridge", "bridge": "br0", "ipam": ipam}
+    running.start(chrootDir=str(root), delegates=[cluster])
+    running.stage.pod("q")
+    code, answer = running.call("ADD", "q")
+    assert 0 == code, answer
+    assert (root / "run/pools/x/10.71.0.2").read_text().startswith("c1")
+    assert 0 == running.call("CHECK", "q")[0]
+    assert 0 == running.call("DEL", "q")[0]
+    assert not (root / "run/pools/x/10.71.0.2").exists()
 
 
 def test_it_reaps_what_others_leave_to_process_1(running):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real containerd with a life of its own: folders, socket and network namespace are the test's, not the machine's."""
 
+import base64
 import fcntl
 import hashlib
 import io
@@ -24,6 +25,7 @@ from cri import Cri
 NEEDED = ("containerd", "ctr", "runc", "containerd-shim-runc-v2", "busybox", "ip", "nsenter")
 _IMAGE = "mpt.local/pause:1"
 _READY_SECONDS = 30
+_RESULTS = Path("/var/lib/cni/results")
 # An init for the sandbox: it sleeps until it is told to go. busybox's shell answers TERM because of the trap.
 _PAUSE = ["/bin/sh", "-c", "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait; done"]
 
@@ -53,6 +55,14 @@ class Rig:
     def bridges(self) -> set[str]:
         """Return the names of the node's bridges."""
         return {link["ifname"] for link in json.loads(self.run("ip", "-j", "link", "show", "type", "bridge"))}
+
+    def namespaces(self) -> list[Path]:
+        """Return the pods' network namespaces: containerd mounts them in its own folder here."""
+        return sorted((self.root / "state").glob("*/netns/cni-*"))
+
+    def results(self) -> list[Path]:
+        """Return the results that containerd keeps of our sandboxes: it has one folder for them, whatever its root."""
+        return [path for path in _RESULTS.glob("*") if str(self.root) in _config(path)]
 
     def await_network(self) -> None:
         """Wait until containerd has read the conf folder: it watches it, and says so in its status."""
@@ -119,8 +129,7 @@ def containerd() -> Iterator[Rig]:
     host = f"mpt{token_hex(4)}"
     # Unix socket paths end at 107 bytes (unix(7)), and containerd's shims add 80 of their own: keep the root short.
     root = Path("/run") / host
-    # containerd keeps its own results there, whatever its root is.
-    foreign = [folder for folder in (Path("/var/lib/cni/results"), Path("/var/lib/cni")) if not folder.exists()]
+    foreign = [folder for folder in (_RESULTS, _RESULTS.parent) if not folder.exists()]
     for folder in ("bin", "net.d", "log", "manifests", "cni"):
         (root / folder).mkdir(parents=True)
     subprocess.run(["ip", "netns", "add", host], check=True)
@@ -128,7 +137,7 @@ def containerd() -> Iterator[Rig]:
         inside(Path("/run/netns") / host, "ip", "link", "set", "lo", "up")
         _write_config(root)
         with (root / "containerd.log").open("wb") as log:
-            # Not `ip netns exec`: that would hide from everybody else what containerd mounts under /run/netns.
+            # Not `ip netns exec`: that would hide from everybody else what containerd mounts.
             daemon = subprocess.Popen(
                 ["nsenter", f"--net=/run/netns/{host}", "containerd", "-c", str(root / "config.toml")],
                 stdout=log,
@@ -144,6 +153,8 @@ def containerd() -> Iterator[Rig]:
                     yield rig
                 finally:
                     _remove_left_sandboxes(rig)
+                    for path in rig.results():
+                        path.unlink()
         finally:
             _remove_left_tasks(root)
             daemon.send_signal(signal.SIGTERM)
@@ -152,6 +163,7 @@ def containerd() -> Iterator[Rig]:
         subprocess.run(["ip", "netns", "del", host], check=True)
         _unmount_below(root)
         shutil.rmtree(root)
+        _remove_groups(host)
         _remove_empty(foreign)
 
 
@@ -167,6 +179,7 @@ state = "{root}/state"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{_IMAGE}"
   restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{root}/bin"
     conf_dir = "{root}/net.d"
@@ -231,13 +244,31 @@ def _remove_left_sandboxes(rig: Rig) -> None:
         with suppress(grpc.RpcError):
             sandbox.remove()
         if netns.exists():
-            subprocess.run(["ip", "netns", "del", netns.name], check=True)
+            subprocess.run(["umount", "-l", netns], check=True)
+            netns.unlink()
 
 
 def _remove_left_tasks(root: Path) -> None:
     listed = _ctr(root, "tasks", "ls", "-q", check=False).stdout.split()
     for task in listed:
         _ctr(root, "tasks", "rm", "-f", task, check=False)
+
+
+def _config(path: Path) -> str:
+    """Return the conf that a result was made with, "" when it is gone by now or tells none."""
+    try:
+        return base64.b64decode(json.loads(path.read_text())["config"]).decode()
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def _remove_groups(name: str) -> None:
+    """Remove the control groups that were made for sandboxes, in each hierarchy, the innermost first."""
+    top = Path("/sys/fs/cgroup")
+    for group in filter(Path.is_dir, [top / name, *top.glob(f"*/{name}")]):
+        for folder in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
+            folder.rmdir()
+        group.rmdir()
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -99,7 +99,8 @@ def _traces(rig: Rig) -> dict[str, Any]:
     rules = rig.run("iptables-save").splitlines() if shutil.which("iptables-save") else []
     return {
         "links": sorted(link["ifname"] for link in links if link["ifname"] not in rig.bridges()),
-        "namespaces": sorted(path.name for path in Path("/run/netns").glob("cni-*")),
+        "namespaces": rig.namespaces(),
+        "results": rig.results(),
         "leases": [path for path in leases if path.is_file()],
         "state": state,
         # portmap keeps its empty top chains for ever; what carries a pod's name or address must go.

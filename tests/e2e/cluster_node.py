@@ -102,7 +102,7 @@ class Node:
             states = {pod["metadata"]["name"]: pod["status"]["phase"] for pod in self.pods()}
             return all(states.get(name) == "Running" for name in wanted)
 
-        until(all_run, lambda: self.kubectl("get", "pods,events") + self.log()[-3000:], seconds)
+        until(all_run, lambda: self.kubectl("get", "pods,events")[-6000:] + self.log()[-3000:], seconds)
 
     def gone(self, seconds: float = 90) -> None:
         """Wait until no pod is left in the namespace."""

@@ -109,8 +109,9 @@ def test_uninstall_under_containerd(capsys):
             after = sandbox(rig, "after", {"eth0"})
             assert {"eth0", "net1"} == links(before)
             after.remove()
+            assert ([before.netns], 1) == (rig.namespaces(), len(rig.results()))
             before.remove()
             assert 0 == main(["uninstall", *place, "--drain", "--timeout", "30",
                               "--cni-dir", str(rig.root / "cni"), "--socket-dir", str(rig.root / "run")])  # fmt: skip
-            assert [] == leases(rig)
+            assert ([], [], []) == (leases(rig), rig.namespaces(), rig.results())
             assert not (rig.bin / "multus-py").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from multus_py import config as configs
+from multus_py import host_root
 from multus_py.agent import config as daemon_config
 from multus_py.agent import hostpaths
 from multus_py.agent.config import DaemonConfig
@@ -45,7 +46,7 @@ class Place:
 
     def at(self, path: str | Path) -> Path:
         """Return where the node's *path* is seen from here."""
-        return hostpaths.within(self.root, str(path))
+        return host_root.within(self.root, str(path))
 
 
 def place(asked: Asked) -> Place:
