@@ -31,16 +31,14 @@ class Config:
     """A host-local config, checked: one address is given from each of *sets*, *wanted* ones first."""
 
     network: str
-    data_dir: Path
     sets: tuple[RangeSet, ...]
     wanted: tuple[Address, ...]
     routes: tuple[Route, ...]
     resolv_conf: str
 
 
-def parse(request: Request) -> Config:
+def parse(call: Call) -> Config:
     """Read the config and what the call asks for beside it; code 7 says what is wrong."""
-    call = request.call
     fields = _ipam(call)
     sets = tuple(
         ranges.read_set(_objects(item, f"ranges[{n}]"), f"invalid range set {n}") for n, item in enumerate(_sets(call))
@@ -57,7 +55,6 @@ def parse(request: Request) -> Config:
     ranges.refuse_overlap(sets)
     return Config(
         network=names.network(call.config.get("name"), "host-local: name"),
-        data_dir=_data_dir(request),
         sets=sets,
         wanted=_wanted(call),
         routes=results.read({"routes": fields.get("routes")}, "1.1.0").routes,
@@ -67,11 +64,11 @@ def parse(request: Request) -> Config:
 
 def add(request: Request) -> Result:
     """Reserve one address from each range set, all or none."""
-    call, config = request.call, parse(request)
+    call, config = request.call, parse(request.call)
     dns = _resolv_conf(config.resolv_conf, Path(request.root))
     mine = pool.owner(call.container_id, call.ifname)
     chosen = _assigned(config)
-    with pool.opened(config.data_dir, config.network) as files, Undo() as undo:
+    with pool.opened(_pools(request), config.network) as files, Undo() as undo:
         held = files.holders()
         _refuse_second(held, config, chosen, mine)
         taken = {name for name, holder in held.items() if holder}
@@ -93,19 +90,19 @@ def delete(request: Request) -> None:
     A config that ADD refused is good enough: only its name and `dataDir` are needed.
     """
     call = request.call
-    data_dir, network = _data_dir(request), names.network(call.config.get("name"), "host-local: name")
-    if not pool.exists(data_dir, network):
+    pools, network = _pools(request), names.network(call.config.get("name"), "host-local: name")
+    if not pool.exists(pools, network):
         return
-    hints, enough = _hints(request)
-    with pool.opened(data_dir, network) as files:
+    hints, enough = _hints(call)
+    with pool.opened(pools, network) as files:
         if not files.release(pool.owner(call.container_id, call.ifname), hints, enough):
             files.release(call.container_id)  # how the executable wrote its files before it knew of interfaces
 
 
 def check(request: Request) -> None:
     """Raise when no address is reserved for this interface of this container."""
-    call, config = request.call, parse(request)
-    with pool.opened(config.data_dir, config.network) as files:
+    call, config = request.call, parse(request.call)
+    with pool.opened(_pools(request), config.network) as files:
         if not {pool.owner(call.container_id, call.ifname), call.container_id} & set(files.owners().values()):
             raise CniError(
                 Code.INTERNAL,
@@ -116,9 +113,9 @@ def check(request: Request) -> None:
 
 def status(request: Request) -> None:
     """Raise when the config is wrong or the pool's folder cannot be used."""
-    config = parse(request)
+    config = parse(request.call)
     try:
-        with pool.opened(config.data_dir, config.network):
+        with pool.opened(_pools(request), config.network):
             pass
     except CniError as cause:
         raise CniError(Code.NOT_AVAILABLE, cause.msg, cause.details) from cause
@@ -134,8 +131,8 @@ def _ipam(call: Call) -> Fields:
     return Fields(fields.table("ipam"), "ipam")
 
 
-def _data_dir(request: Request) -> Path:
-    """Return where the pools are seen from here."""
+def _pools(request: Request) -> Path:
+    """Return the folder of all pools as it is seen from here."""
     return host_root.within(Path(request.root), _ipam(request.call).text("dataDir") or DATA_DIR)
 
 
@@ -251,16 +248,15 @@ def _next(found: RangeSet, last: Address | None, taken: Container[str]) -> Candi
     )
 
 
-def _hints(request: Request) -> tuple[list[Address], int]:
+def _hints(call: Call) -> tuple[list[Address], int]:
     """Return the addresses that prevResult names in our sets, most likely those to free, and how many ADD gave.
 
     Without a usable prevResult or config there is no hint: every reservation is looked at.
     """
-    call = request.call
     body = call.config.get("prevResult")
     try:
         ips = results.read(body, call.version).ips if isinstance(body, Mapping) else ()
-        sets = parse(request).sets
+        sets = parse(call).sets
     except CniError:
         return [], 0
     named = [ip.address.ip for ip in ips if any(ranges.holder(found, ip.address.ip) for found in sets)]
