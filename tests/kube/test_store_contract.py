@@ -78,7 +78,7 @@ class Server:
 
     def events(self, ref: PodRef) -> list[tuple[str, str, str]]:
         items = json.loads(self.cluster.kubectl("get", "events", "-o", "json"))["items"]
-        mine = [item for item in items if item["involvedObject"]["uid"] == ref.uid]
+        mine = [item for item in items if item["involvedObject"].get("uid") == ref.uid]
         mine.sort(key=lambda item: item["metadata"]["name"])
         return [(item["type"], item["reason"], item["message"]) for item in mine]
 
