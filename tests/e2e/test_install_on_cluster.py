@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The manifest as it is, its image included, on a real node: applied, updated while pods come and go, taken away again.
 
-E2E_DAEMON_IMAGE is the image's name in the manifest, and says that this node has it; its folders are a stock node's.
+E2E_DAEMON_IMAGE is what this node calls the image, and says that it has it; its folders are a stock node's.
 """
 
 import json
@@ -19,7 +19,6 @@ from cluster_node import ROOT, Node, definition, pod, until
 
 from multus_py import netlink
 
-MANIFEST = ROOT / "examples" / "deploy" / "multus-py.yaml"
 BIN, CONF, STATE, RUN = Path("/opt/cni/bin"), Path("/etc/cni/net.d"), Path("/var/lib/cni"), Path("/run/multus")
 OURS = CONF / "00-multus-py.conflist"
 SHIM = BIN / "multus-py"
@@ -31,6 +30,7 @@ TAG = secrets.token_hex(2)
 WANTED = f"b{TAG},m{TAG},p{TAG}"
 KUBECONFIG = os.environ.get("KUBECONFIG", "")
 IMAGE = os.environ.get("E2E_DAEMON_IMAGE", "")
+MANIFEST = re.sub(r"image: multus-py:\S+", f"image: {IMAGE}", (ROOT / "examples/deploy/multus-py.yaml").read_text())
 PLACES = (os.environ.get("E2E_CNI_BIN"), os.environ.get("E2E_CNI_CONF")) == (str(BIN), str(CONF))
 
 pytestmark = [
@@ -57,7 +57,7 @@ def node(tmp_path_factory, bare):
         if daemon(node):
             with suppress(AssertionError):  # what it leaves is told below, after everything else
                 on_the_node(node, *UNINSTALL, "--drain", "--timeout", "100")
-        node.kubectl(*SYSTEM, "delete", "-f", str(MANIFEST), "--ignore-not-found", check=False)
+        node.kubectl(*SYSTEM, "delete", "-f", "-", "--ignore-not-found", stdin=MANIFEST, check=False)
         node.kubectl("delete", "namespace", node.namespace, "--wait=false", check=False)
     until(lambda: traces() == bare, lambda: f"{bare} became {traces()}", 60)
 
@@ -88,7 +88,7 @@ def installed(node):
 
 def apply(node):
     """Do what the documentation says, and wait until every daemon is ready."""
-    node.kubectl(*SYSTEM, "apply", "-f", str(MANIFEST))
+    node.kubectl(*SYSTEM, "apply", "-f", "-", stdin=MANIFEST)
     try:
         node.kubectl(*SYSTEM, "rollout", "status", "daemonset/multus-py", "--timeout=120s")
     except AssertionError as trouble:
@@ -261,7 +261,7 @@ def test_uninstalled_node_by_node(installed, bare):
     installed.kubectl("delete", "pods", *old, "--wait=false")
     on_the_node(installed, *UNINSTALL, "--drain", "--timeout", "100")
     assert not SHIM.exists()
-    installed.kubectl(*SYSTEM, "delete", "-f", str(MANIFEST))
+    installed.kubectl(*SYSTEM, "delete", "-f", "-", stdin=MANIFEST)
     until(lambda: daemon(installed) is None, seconds=60)
     delete_pods(installed)
     until(lambda: traces() == bare, lambda: f"{bare} became {traces()}", 60)
