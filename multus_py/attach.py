@@ -2,9 +2,10 @@
 """Attaching, in the parts that a pod's start and a network plugged in later share."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from multus_py import device_info, devices, gateway, netlink, network_status
@@ -14,7 +15,7 @@ from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Result
 from multus_py.kube.store import Pod
 from multus_py.kubelet import Kubelet
-from multus_py.node import Node
+from multus_py.node import Elsewhere, Node
 from multus_py.plan import Attachment
 
 log = logging.getLogger("multus_py")
@@ -22,16 +23,53 @@ log = logging.getLogger("multus_py")
 Told = tuple[Attachment, Result]  # a network that is attached, and what its plugins said
 
 
+def in_order(attachments: Sequence[Attachment], call: Call, node: Node, tried: list[Attachment]) -> list[Result]:
+    """Run every chain, one after the other; *tried* gets each network before its plugins are called.
+
+    While this process has other calls, networks that need no executable are attached by another one.
+    """
+    elsewhere = node.elsewhere if node.elsewhere and node.elsewhere.wanted() else None
+    found: list[Result] = []
+    for native, together in groupby(attachments, lambda one: elsewhere and node.chain.owns_interface(one, call)):
+        group = tuple(together)
+        if elsewhere and native and (done := _elsewhere(elsewhere, group, call, node, tried)) is not None:
+            found += done
+            continue
+        for attachment in group:
+            tried.append(attachment)
+            found.append(beside(attachments[: len(found)], attachment, call, node))
+    return found
+
+
+def _elsewhere(
+    elsewhere: Elsewhere, group: tuple[Attachment, ...], call: Call, node: Node, tried: list[Attachment]
+) -> list[Result] | None:
+    """Have networks attached by another process; None when none has time, and then nothing was tried."""
+    for attachment in group:
+        _offer(attachment, node)
+    before = len(tried)
+    tried += group
+    done = elsewhere.add(group, call, node.chain)
+    if done is None:
+        del tried[before:]
+        return None
+    return [_done(attachment, call, *one) for attachment, one in zip(group, done, strict=True)]
+
+
 def one(attachment: Attachment, call: Call, node: Node) -> Result:
     """Run the chain of one network; the error of a delegate is told with the network and the interface."""
+    _offer(attachment, node)
     started = node.monotonic()
     try:
-        _offer(attachment, node)
         body = node.chain.add(attachment, call)
     except CniError as error:
-        raise error.while_(f"network {attachment.name} as {attachment.ifname}") from error
-    took = (node.monotonic() - started) * 1000
-    log.info("ADD %s %s as %s in %.1f ms", call.container_id, attachment.name, attachment.ifname, took)
+        raise error.while_(str(attachment)) from error
+    return _done(attachment, call, body, node.monotonic() - started)
+
+
+def _done(attachment: Attachment, call: Call, body: Mapping[str, Any], seconds: float) -> Result:
+    """Log what was attached; return the result that the last plugin said."""
+    log.info("ADD %s %s as %s in %.1f ms", call.container_id, attachment.name, attachment.ifname, seconds * 1000)
     return results.read(body, attachment.conflist.version)
 
 
@@ -49,8 +87,7 @@ def beside(before: Sequence[Attachment], attachment: Attachment, call: Call, nod
     if lost := sorted(there - _link_names(call.netns)):
         raise CniError(
             Code.INVALID_CONFIG,
-            f"network {attachment.name} as {attachment.ifname}: plugin {plugin[0]} took {', '.join(lost)} away, "
-            "which it made before",
+            f"{attachment}: plugin {plugin[0]} took {', '.join(lost)} away, which it made before",
             "it serves one interface of a pod: choose a network of another type; a pod that ran has to be started anew",
         )
     return result
@@ -132,7 +169,7 @@ def _offer(attachment: Attachment, node: Node) -> None:
     try:
         device_info.offer(attachment.capabilities, attachment.device, node.config.device_info_dir)
     except CniError as error:
-        log.warning("network %s as %s: %s", attachment.name, attachment.ifname, error)
+        log.warning("%s: %s", attachment, error)
 
 
 def _device(attachment: Attachment, node: Node) -> dict[str, Any] | None:
@@ -140,5 +177,5 @@ def _device(attachment: Attachment, node: Node) -> dict[str, Any] | None:
     try:
         return device_info.read(attachment.capabilities, node.config.device_info_dir)
     except CniError as error:
-        log.warning("network %s as %s: %s", attachment.name, attachment.ifname, error)
+        log.warning("%s: %s", attachment, error)
         return None

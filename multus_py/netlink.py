@@ -47,6 +47,9 @@ _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _VERSION = {socket.AF_INET: 4, socket.AF_INET6: 6}
 _AF_BRIDGE = 7
 _SKIP_STATISTICS = wire.number(29, 1 << 3)  # IFLA_EXT_MASK with RTEXT_FILTER_SKIP_STATS
+# IFLA_NUM_TX_QUEUES, _RX_QUEUES: a pair that is not told gets room for one a processor and is cut down to one, which
+# costs a grace period of RCU for each end while nobody else can touch a network interface.
+_ONE_QUEUE = wire.number(31, 1) + wire.number(32, 1)
 _WITH_VLANS = wire.number(29, 1 << 1)  # IFLA_EXT_MASK with RTEXT_FILTER_BRVLAN
 _CLONE_NEWNET = 0x40000000
 _MS_BIND, _MNT_DETACH = 0x1000, 2
@@ -387,8 +390,9 @@ class Netlink:
         door = _namespace(peer_netns) if peer_netns else -1
         try:
             other = _IFINFO.pack(0, 0, 0, 0, 0) + wire.text(3, peer) + _mtu(mtu) + _mac(peer_mac) + _netns(door)
+            other += _ONE_QUEUE
             kind = wire.nested(18, wire.text(1, "veth"), wire.nested(2, wire.attribute(1, other)))
-            body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + wire.text(3, name) + _mtu(mtu) + kind
+            body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + wire.text(3, name) + _mtu(mtu) + _ONE_QUEUE + kind
             self._create(f"make veth pair {name} and {peer}", body + (wire.number(10, master) if master else b""))
         finally:
             if peer_netns:

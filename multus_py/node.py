@@ -3,16 +3,34 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from multus_py.chain import Chain
+from multus_py.cni.call import Call
 from multus_py.config import MultusConfig
 from multus_py.journal import Journal
 from multus_py.kube.store import KubeStore
+from multus_py.plan import Attachment
+
+Done = tuple[dict[str, Any], float]  # what the last plugin of a chain said, and the seconds that the chain took
+
+
+class Elsewhere(Protocol):
+    """Other processes that attach natively."""
+
+    def wanted(self) -> bool:
+        """Tell whether this process has more to do than it can."""
+
+    def add(self, attachments: tuple[Attachment, ...], call: Call, chain: Chain) -> list[Done] | None:
+        """Have the chains of a sandbox run as *chain* would; None when nobody there has time."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One machine, as seen by one process. *store* None: no pods are known, only the default networks are attached."""
+    """One machine, as seen by one process. *store* None: no pods are known, only the default networks are attached.
+
+    *elsewhere* may run chains that need no executable.
+    """
 
     config: MultusConfig
     store: KubeStore | None
@@ -20,3 +38,4 @@ class Node:
     journal: Journal
     sleep: Callable[[float], None]
     monotonic: Callable[[], float]
+    elsewhere: Elsewhere | None = None

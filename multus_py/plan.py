@@ -52,6 +52,9 @@ class Attachment:
     default_route: tuple[Address, ...] | None = None
     device: Device | None = None
 
+    def __str__(self) -> str:
+        return f"network {self.name} as {self.ifname}"
+
 
 class NoNetwork(CniError):
     """A network that is named and not there; *namespace* and *name* say which."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from multus_py.cni import result as results
 from multus_py.cni.call import INPUT_LIMIT, Call, json_object
@@ -33,36 +33,21 @@ DEPTH = "MULTUS_PY_DEPTH"
 _STDERR_KEPT = 2000  # characters of a plugin's stderr that go into an error
 
 
-class Elsewhere(Protocol):
-    """Other processes that attach natively."""
-
-    def wanted(self) -> bool:
-        """Tell whether this process has more to do than it can."""
-
-    def run(self, plugin_type: str, call: Call, root: str) -> dict[str, Any] | None:
-        """Have ADD of a native delegate done; None when nobody there has time."""
-
-
 @dataclass(frozen=True)
 class Plugins:
     """Runs plugins. *backend* is auto, builtin or exec; *timeout* in seconds bounds one executable.
 
-    *elsewhere* may do ADD of a delegate that needs no executable; *root* is where the node's root is seen.
+    *root* is where the node's root is seen.
     """
 
     backend: str = "auto"
     timeout: float = 120.0
     executables: Executables = field(default_factory=Children)
     observed: Callable[[str, str, float, int], None] | None = None  # plugin, verb, seconds, error code or 0
-    elsewhere: Elsewhere | None = None
     root: str = "/"
 
     def run(self, plugin_type: str, call: Call) -> dict[str, Any] | None:
         """Run one plugin for *call*; return the result of ADD as the plugin said it, None for the other verbs."""
-        if self.elsewhere and call.verb == "ADD" and self.elsewhere.wanted() and self.owns_interface(plugin_type, call):
-            done = self.elsewhere.run(plugin_type, call, self.root)
-            if done is not None:
-                return done
         if self.observed is None:
             return self._run(plugin_type, call)
         started, code = time.monotonic(), 0

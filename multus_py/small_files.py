@@ -15,13 +15,18 @@ def read(path: Path | str) -> bytes:
     """Return what is in a file; OSError as open(2) and read(2) say."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        text = piece = os.read(file, _PIECE)
-        while piece:
-            piece = os.read(file, _PIECE)
-            text += piece
-        return text
+        return rest(file)
     finally:
         os.close(file)
+
+
+def rest(file: int) -> bytes:
+    """Return what is left to read from an open file or a pipe, up to its end."""
+    text = piece = os.read(file, _PIECE)
+    while piece:
+        piece = os.read(file, _PIECE)
+        text += piece
+    return text
 
 
 def put(path: Path, draft: Path, text: bytes) -> None:

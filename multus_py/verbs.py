@@ -56,10 +56,7 @@ def _attach(page: Page, attachments: Sequence[Attachment], call: Call, node: Nod
     """Run every chain, settle the default routes, publish the status; on an error take back what was tried."""
     tried: list[Attachment] = []
     try:
-        done: list[Result] = []
-        for attachment in attachments:
-            tried.append(attachment)
-            done.append(attach.beside(attachments[: len(done)], attachment, call, node))
+        done = attach.in_order(attachments, call, node, tried)
         told = attach.settle(zip(attachments, done, strict=True), gateway.claims(attachments), call, node)
         attach.publish(told, call.netns, node, pod)
     except BaseException as error:

@@ -3,6 +3,7 @@
 
 import errno
 import ipaddress
+import json
 import secrets
 import subprocess
 import sys
@@ -163,6 +164,16 @@ def test_iproute2_reads_what_we_wrote(host: Netlink, place: Site) -> None:
     assert (mine.hairpin, mine.isolated, mine.alias) == (True, True, "of a pod")
     host.set_port(index, hairpin=False)
     assert (host.link("mpta").hairpin, host.link("mpta").isolated) == (False, True)
+
+
+def test_a_pair_has_one_queue_each_way(host: Netlink, place: Site) -> None:
+    """No room for one a processor: cutting that down to one makes the kernel wait while nobody else can do anything."""
+    pair(host, place)
+    for netns, name in ((place.host, "mpta"), (place.pod, "mptb")):
+        command = ["nsenter", f"--net={netns}", "ip", "-details", "-json", "link", "show", name]
+        told = subprocess.run(command, capture_output=True, check=True)
+        (link,) = json.loads(told.stdout)
+        assert (link["num_tx_queues"], link["num_rx_queues"]) == (1, 1)
 
 
 def test_links_are_renamed_moved_and_released(host: Netlink, pod: Netlink, place: Site) -> None:

@@ -70,7 +70,9 @@ def add(request: Request) -> Result:
     chosen = _assigned(config)
     with pool.opened(_pools(request), config.network) as files, Undo() as undo:
         held = files.holders()
-        _refuse_second(held, config, chosen, mine)
+        # Read, not remembered: who is refused for nothing would be refused again and again.
+        own = [name for name, holder in held.items() if holder == mine == files.holder(name)]
+        _refuse_second(own, config, chosen, mine)
         taken = {name for name, holder in held.items() if holder}
         given = []
         for n, found in enumerate(config.sets):
@@ -205,11 +207,10 @@ def _assigned(config: Config) -> dict[int, Address | None]:
     return chosen
 
 
-def _refuse_second(held: Mapping[str, str], config: Config, chosen: Mapping[int, Address | None], mine: str) -> None:
+def _refuse_second(own: Sequence[str], config: Config, chosen: Mapping[int, Address | None], mine: str) -> None:
     """Raise when the interface has an address already in a set from which any address would do."""
-    own = [ranges.address(name, "reservation") for name, holder in held.items() if holder == mine]
     for n, found in enumerate(config.sets):
-        for item in own:
+        for item in [ranges.address(name, "reservation") for name in own]:
             if chosen[n] is None and ranges.holder(found, item):
                 raise CniError(
                     Code.INTERNAL,

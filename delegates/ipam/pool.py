@@ -26,8 +26,8 @@ _NEW = ".reserving"  # what is being written: no address, so the executable take
 _NOT_ADDRESSES = (".", _LAST, "lock")
 _IN_THE_WAY = "nobody\n"  # who has an address under whose name no regular file lies: no owner reads like this
 _OWNER_MAX = 4096  # bytes: a container id and an interface have far less
-# By a folder's device and inode: when it last changed under our hands, and who had which address then.
-_seen: dict[tuple[int, int], tuple[int, dict[str, str]]] = {}
+# By a folder's device and inode: by an address's file, its inode and who was read in it.
+_seen: dict[tuple[int, int], dict[str, tuple[int, str]]] = {}
 
 
 class Pool:
@@ -35,10 +35,6 @@ class Pool:
 
     def __init__(self, folder: int) -> None:
         self._folder = folder
-        now = os.fstat(folder)
-        self._id = (now.st_dev, now.st_ino)
-        changed, known = _seen.get(self._id, (0, {}))
-        self._known = known if changed == now.st_mtime_ns else None
 
     def reserve(self, wanted: Address, owner: str) -> bool:
         """Write that *owner* has *wanted*; False when somebody else has it.
@@ -46,26 +42,30 @@ class Pool:
         The file gets its name when it is whole, so that a process killed at any point leaves no address without owner.
         """
         name = str(wanted)
-        if self._read(name):
+        if self.holder(name):
             return False
         self._write(_NEW, owner)
         os.rename(_NEW, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-        if self._known is not None:
-            self._known[name] = owner
         return True
 
     def holders(self) -> dict[str, str]:
-        """Return `owners` as this process knows them, without reading every file again for each pod.
+        """Return `owners`, without reading every file again for each pod: a file that stayed is taken for unchanged.
 
-        They are read anew when another process changed the folder since: its time of change or its names say so.
+        Where a file system gives the same inode to the next file of a name, what is said of that one may be old:
+        `holder` reads it.
         """
-        if self._known is None or self._known.keys() != set(self._names()):
-            self._known = self.owners()
-        return dict(self._known)
+        told = os.fstat(self._folder)
+        folder = (told.st_dev, told.st_ino)
+        before, now = _seen.get(folder, {}), {}
+        for name, inode in self._files():
+            known = before.get(name)
+            now[name] = known if known and known[0] == inode and known[1] else (inode, self.holder(name))
+        _seen[folder] = now
+        return {name: owner for name, (_, owner) in now.items()}
 
     def owners(self) -> dict[str, str]:
         """Return who has which address by its file's name; "" where a killed process left nothing in the file."""
-        return {name: self._read(name) for name in self._names()}
+        return {name: self.holder(name) for name, _ in self._files()}
 
     def release(self, owner: str, hints: Iterable[Address] = (), enough: int = 0) -> int:
         """Free the addresses of *owner*; return how many.
@@ -80,33 +80,27 @@ class Pool:
 
     def last(self, n: int) -> Address | None:
         """Return where the last search in range set *n* ended, None when nothing readable says."""
-        return _address(self._read(f"{_LAST}{n}"))
+        return _address(self.holder(f"{_LAST}{n}"))
 
     def remember(self, n: int, given: Address) -> None:
         """Write where the search in range set *n* ended; whoever is killed here makes the next begin in front."""
-        self._write(f"{_LAST}{n}", str(given))
+        # Written over what was there: a file that is emptied first is brought to the disk at once (ext4(5),
+        # auto_da_alloc), which takes longer than all the rest of the reservation.
+        self._write(f"{_LAST}{n}", str(given), anew=False)
 
-    def leave(self) -> None:
-        """Remember for the next time what is known, as the last deed before the lock is let go."""
-        if self._known is None:
-            _seen.pop(self._id, None)
-        else:
-            _seen[self._id] = (os.fstat(self._folder).st_mtime_ns, self._known)
-
-    def _names(self) -> list[str]:
-        files = os.listdir(self._folder)  # noqa: PTH208  pathlib knows no open folder, and would join each path
-        return [name for name in files if not name.startswith(_NOT_ADDRESSES)]
+    def _files(self) -> list[tuple[str, int]]:
+        """Return the name and the inode of every address's file."""
+        with os.scandir(self._folder) as found:
+            return [(entry.name, entry.inode()) for entry in found if not entry.name.startswith(_NOT_ADDRESSES)]
 
     def _free(self, name: str, owner: str) -> bool:
-        if self._read(name) != owner:
+        if self.holder(name) != owner:
             return False
         os.unlink(name, dir_fd=self._folder)
-        if self._known is not None:
-            self._known.pop(name, None)
         return True
 
-    def _read(self, name: str) -> str:
-        """Return who is written in a file; "" when it is missing or empty."""
+    def holder(self, name: str) -> str:
+        """Return who is written in the file of an address; "" when it is missing or empty."""
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             file = os.open(name, flags, dir_fd=self._folder)
@@ -124,11 +118,13 @@ class Pool:
         finally:
             os.close(file)
 
-    def _write(self, name: str, text: str) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    def _write(self, name: str, text: str, *, anew: bool = True) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_TRUNC if anew else 0)
         file = os.open(name, flags, 0o600, dir_fd=self._folder)
         try:
-            os.write(file, text.encode())
+            written = os.write(file, text.encode())
+            if not anew:
+                os.ftruncate(file, written)
         finally:
             os.close(file)
 
@@ -145,11 +141,7 @@ def opened(data_dir: Path, network: str) -> Iterator[Pool]:
         lock = os.open("lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=folder)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            files = Pool(folder)
-            try:
-                yield files
-            finally:
-                files.leave()
+            yield Pool(folder)
         finally:
             os.close(lock)
     except OSError as cause:

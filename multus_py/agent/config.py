@@ -37,7 +37,6 @@ _GO_PART = re.compile(r"([\d.]+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
 _GO_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 # What an API server takes as expirationSeconds (certificates.k8s.io/v1).
 _SHORTEST, _LONGEST = 600, 2**31 - 1
-_SPARE_CPUS = min(2, len(os.sched_getaffinity(0)) - 1)
 REMOVE_ON_EXIT = ("never", "deleted", "always")
 _PLUGIN_KEYS = frozenset(_PLUGIN.split())
 _KNOWN = _PLUGIN_KEYS.union(_PROTOCOL.split(), _DAEMON.split(), _OWN.split())
@@ -76,7 +75,7 @@ class DaemonConfig:
     concurrent_adds: int = 16
     concurrent_deletes: int = 16
     concurrent_executables: int = 32
-    attach_processes: int = _SPARE_CPUS
+    attach_processes: int = 2 if len(os.sched_getaffinity(0)) > 1 else 0
     metrics_port: int = 0
     metrics_address: str = "127.0.0.1"
     drain_timeout: float = 10.0
@@ -112,7 +111,7 @@ def parse(body: Mapping[str, Any]) -> DaemonConfig:
         connection_limit=fields.number("connectionLimit") or DaemonConfig.connection_limit,
         concurrent_adds=fields.number("concurrentAdds") or DaemonConfig.concurrent_adds,
         concurrent_deletes=fields.number("concurrentDeletes") or DaemonConfig.concurrent_deletes,
-        attach_processes=_SPARE_CPUS if fields.get("attachProcesses") is None else fields.number("attachProcesses"),
+        attach_processes=_share(fields),
         concurrent_executables=fields.number("concurrentExecutables") or DaemonConfig.concurrent_executables,
         metrics_port=fields.number("metricsPort"),
         metrics_address=fields.text("metricsAddress") or DaemonConfig.metrics_address,
@@ -127,6 +126,13 @@ def parse(body: Mapping[str, Any]) -> DaemonConfig:
         certificate=_certificate(fields, cni_dir),
         unknown=tuple(sorted(key for key in body if key not in _KNOWN)),
     )
+
+
+def _share(fields: Fields) -> int:
+    """Return how many processes share a burst: unless it is said, two, or none where there is but one processor."""
+    if fields.get("attachProcesses") is not None:
+        return fields.number("attachProcesses")
+    return DaemonConfig.attach_processes
 
 
 def _certificate(fields: Fields, cni_dir: Path) -> NodeCertificate | None:

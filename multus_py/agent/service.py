@@ -113,7 +113,6 @@ class Service:
                     settings.exec_timeout,
                     self.executables,
                     self.metrics.delegated,
-                    self.workers,
                     self.config.chroot_dir or "/",
                 ),
                 ResultCache(settings.cni_dir / "results"),
@@ -121,6 +120,7 @@ class Service:
             journal=Journal(settings.cni_dir / "attachments"),
             sleep=time.sleep,
             monotonic=time.monotonic,
+            elsewhere=self.workers,
         )
         return node, replace(call, path=settings.path(call.path))
 

@@ -4,131 +4,139 @@
 They are there for bursts. As long as one call comes at a time nobody is asked and none of them is started.
 """
 
-import json
 import logging
 import os
+import pickle
 import socket
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
 
+from multus_py import small_files
 from multus_py.agent import worker_process
-from multus_py.agent.lanes import Turn
-from multus_py.agent.worker_process import READY
+from multus_py.agent.lanes import Lanes
+from multus_py.agent.worker_process import MESSAGE, READY, Answer, Task
+from multus_py.chain import Chain
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
+from multus_py.node import Done
+from multus_py.plan import Attachment
 
 log = logging.getLogger("multus_py")
 
 
 class Workers:
-    """At most *count* processes, each with one call at a time. *observed* is told of every delegate that ran in one."""
+    """At most *count* processes that take tasks from one line. *observed* is told of every delegate that ran in one."""
 
-    def __init__(self, count: int, turn: Turn, observed: Callable[[str, str, float, int], None]) -> None:
-        self._turn = turn
+    def __init__(self, count: int, lanes: Lanes, observed: Callable[[str, str, float, int], None]) -> None:
+        self._count = count
+        self._lanes = lanes
         self._observed = observed
         self._lock = threading.Lock()
-        self._unstarted = count
-        self._idle: list[_Worker] = []
-        self._closed = False
+        self._group: _Group | None = None
+        self._starting = self._closed = False
 
     def wanted(self) -> bool:
-        """Tell whether somebody waits for this process to compute."""
-        return self._turn.wanted()
+        """Tell whether this process has other calls to work on."""
+        return self._count > 0 and self._lanes.under_way > 1
 
-    def run(self, plugin_type: str, call: Call, root: str = "/") -> dict[str, Any] | None:
-        """Have ADD of a native delegate done by a process that is idle; None when none is. Code 11 when it dies."""
-        if (worker := self._free()) is None:
+    def add(self, attachments: tuple[Attachment, ...], call: Call, chain: Chain) -> list[Done] | None:
+        """Have the chains of a sandbox run; None when nobody is there to do it. Code 11 when a process dies of it."""
+        task = pickle.dumps(Task(attachments, replace(call, config={}), chain.cache.folder, chain.plugins.root))
+        if len(task) > MESSAGE or (group := self._ready()) is None:
             return None
-        with self._turn.lent():
+        with self._lanes.turn.lent():
             try:
-                told = worker.ask(
-                    {"plugin": plugin_type, "root": root, "call": {**vars(call), "config": dict(call.config)}}
-                )
-            except (OSError, ValueError) as cause:
-                self._lost(worker)
-                raise CniError(Code.TRY_AGAIN, f"plugin {plugin_type}: the process that attached died") from cause
-        self._has_time(worker)
-        for one in told["seen"]:
+                answer = group.ask(task)
+            except ConnectionError:
+                self._lost(group)
+                return None
+        if answer is None:
+            raise CniError(Code.TRY_AGAIN, "the process that attached died", "what it began is taken back")
+        for one in answer.seen:
             self._observed(*one)
-        if error := told.get("error"):
-            raise CniError(error["code"], error["msg"], error.get("details", ""))
-        result: dict[str, Any] = told["result"]
-        return result
+        if answer.error:
+            raise CniError(*answer.error)
+        return answer.done
 
     def close(self) -> None:
         """End the processes, those at work when they have answered."""
         with self._lock:
-            self._closed, self._unstarted = True, 0
-            idle, self._idle = self._idle, []
-        for worker in idle:
-            worker.close()
+            self._closed = True
+            group, self._group = self._group, None
+        if group:
+            group.close()
 
-    def _free(self) -> "_Worker | None":
-        """Return a process without work; when there is none, start one for the calls after this."""
+    def _ready(self) -> "_Group | None":
+        """Return the processes; when there are none, have them started for the calls after this."""
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
-            if self._unstarted:
-                self._unstarted -= 1
-                threading.Thread(target=self._start, name="worker", daemon=True).start()
-            return None
+            if self._group is None and not self._starting and not self._closed:
+                self._starting = True
+                threading.Thread(target=self._start, name="workers", daemon=True).start()
+            return self._group
 
     def _start(self) -> None:
         try:
-            worker = _Worker()
+            group = _Group(self._count)
         except OSError as cause:
             log.warning("no process to attach in can be started, calls that come at once take longer: %s", cause)
+            return  # and is not tried again: *starting* stays
+        if not group.is_ready():
+            log.warning("the processes to attach in ended at their start, calls that come at once take longer")
+            group.close()
             return
-        if worker.is_ready():
-            self._has_time(worker)
-        else:
-            log.warning("a process to attach in ended at its start, calls that come at once take longer")
-            worker.close()
-
-    def _has_time(self, worker: "_Worker") -> None:
         with self._lock:
+            self._starting = False
             if not self._closed:
-                self._idle.append(worker)
+                self._group = group
                 return
-        worker.close()
+        group.close()
 
-    def _lost(self, worker: "_Worker") -> None:
-        worker.close()
+    def _lost(self, group: "_Group") -> None:
         with self._lock:
-            self._unstarted += not self._closed
+            if self._group is not group:
+                return
+            self._group = None
+        group.close()
 
 
-class _Worker:
-    """One process and the line to it."""
+class _Group:
+    """The processes and the line to them; the first one keeps up their number."""
 
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
+    def __init__(self, count: int) -> None:
+        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
             theirs.set_inheritable(True)
-            program = [sys.executable, "-B", "-m", worker_process.__name__, str(theirs.fileno())]
+            start = f"from {worker_process.__name__} import main; main({theirs.fileno()}, {count})"
+            program = [sys.executable, "-B", "-c", start]
             self._pid = os.posix_spawn(sys.executable, program, os.environ, setsigmask=[])
-            self._talk = ours.makefile("rwb")
 
     def is_ready(self) -> bool:
-        """Wait until the process can take a call; False when it ended instead."""
+        """Wait until tasks can come; False when the first process ended instead."""
         try:
-            return self._talk.readline() == READY
+            return self._line.recv(len(READY)) == READY
         except OSError:
             return False
 
-    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Ask and wait for the answer; OSError or ValueError when the process is gone."""
-        self._talk.write(json.dumps(message).encode() + b"\n")
-        self._talk.flush()
-        told: dict[str, Any] = json.loads(self._talk.readline())
-        return told
+    def ask(self, task: bytes) -> Answer | None:
+        """Ask and wait for the answer; None when who took the task died. ConnectionError when nobody is left."""
+        answer, theirs = os.pipe2(os.O_CLOEXEC)
+        try:
+            try:
+                socket.send_fds(self._line, [task], [theirs])
+            finally:
+                os.close(theirs)  # from here on only the line and who takes the task have it: its end is our end
+            told = small_files.rest(answer)
+        finally:
+            os.close(answer)
+        return pickle.loads(told) if told else None
 
     def close(self) -> None:
-        """Let the process end, and wait for it."""
+        """Let the processes end, and wait for the first, which waits for the others."""
         with suppress(OSError):
-            self._talk.close()
+            self._line.shutdown(socket.SHUT_WR)
         with suppress(ChildProcessError):  # as process 1 we reap everything elsewhere
             os.waitpid(self._pid, 0)
+        self._line.close()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The daemon process: one a node. Start up, serve until told to go, drain, shut down."""
 
+import ctypes
 import logging
 import os
 import signal
@@ -39,6 +40,7 @@ log = logging.getLogger("multus_py")
 
 # Where plugins find the node's iptables, nft and tc: our own PATH is that of an image which has none of them.
 _NODES_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_M_ARENA_MAX = -8  # mallopt(3); a C library without arenas ignores it
 _TICK = 1.0  # seconds between two looks at the config file, the conf folder and the spool
 _CALM = 60.0  # seconds after which what failed in a way that nobody expected is tried again
 _SOON = 0.05  # the same, as long as pods wait for us
@@ -53,6 +55,7 @@ def main(path: Path) -> int:
     start_logs(config)
     if os.geteuid() != 0:
         raise CniError(Code.INTERNAL, "the daemon needs root", "it works in the pods' network namespaces")
+    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)  # an arena for each of many short-lived threads is memory for nothing
     daemon = Daemon(path, config)
     daemon.start()
     return daemon.serve()
@@ -94,7 +97,7 @@ class Daemon:
         self._spawner = Spawner(config.chroot_dir, environment, config.concurrent_executables, lanes.turn.give_up)
         self._keeper = _keeper(config, self._happened)
         self._store = _store(config)
-        self._workers = Workers(config.attach_processes, lanes.turn, self._metrics.delegated)
+        self._workers = Workers(config.attach_processes, lanes, self._metrics.delegated)
         self._service = Service(config, self._store, self._spawner, self._metrics, lanes, self._workers)
         self._reconciler = Reconciler(
             Spool(config.spool_dir),

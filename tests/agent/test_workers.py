@@ -4,6 +4,7 @@
 import os
 import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -13,21 +14,29 @@ from running import ended, until
 from story import namespace
 
 from multus_py import netlink
-from multus_py.agent.lanes import Turn
+from multus_py.agent.lanes import Lanes
+from multus_py.agent.worker_process import MESSAGE
 from multus_py.agent.workers import Workers
+from multus_py.chain import Chain
+from multus_py.cni import conflist
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError
+from multus_py.plan import Attachment
+from multus_py.plugins import Plugins
+from multus_py.result_cache import ResultCache
 
 
 def workers_of(pid: int) -> list[int]:
-    """Return the processes that attach for the daemon *pid*."""
-    found = []
+    """Return the processes that attach for the daemon *pid*, the first one first."""
+    parents, theirs = {}, set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-            if parent == pid and b"worker_process" in (path.parent / "cmdline").read_bytes():
-                found.append(int(path.parent.name))
-    return found
+            one = int(path.parent.name)
+            parents[one] = int(path.read_text().rpartition(")")[2].split()[1])
+            if b"worker_process" in (path.parent / "cmdline").read_bytes():
+                theirs.add(one)
+    first = [one for one in theirs if parents[one] == pid]
+    return first + sorted(one for one in theirs if parents[one] in first)
 
 
 def burst(running, pods, verb):
@@ -88,55 +97,118 @@ def test_one_that_is_killed_is_missed_by_nobody(running, leftovers):
         assert leftovers(running, *pods) == []
 
 
+class Line:
+    """The processes as the daemon has them, and what was told of the delegates that ran in them."""
+
+    def __init__(self, folder, count=1):
+        self.seen = []
+        self.lanes = Lanes(8, 8)
+        self.workers = Workers(count, self.lanes, lambda *one: self.seen.append(one))
+        self.chain = Chain(Plugins("builtin"), ResultCache(folder))
+
+    def add(self, *plugins):
+        """Ask for the chains of a sandbox with these plugins; the processes live in the namespace of the test."""
+        networks = [
+            Attachment(f"n{n}", conflist.parse({"cniVersion": "1.0.0", "name": f"n{n}", **plugin}), f"net{n}", n == 0)
+            for n, plugin in enumerate(plugins)
+        ]
+        done = self.workers.add(tuple(networks), Call("ADD", "c1", "/nowhere", "eth0", path=("/nowhere",)), self.chain)
+        return None if done is None else [body for body, _ in done]
+
+    def started(self):
+        """Wait until tasks can come; return the process ids."""
+        self.workers._ready()
+        until(lambda: self.workers._group)
+        return [one for one in workers_of(os.getpid()) if one in descendants(self.workers._group._pid)]
+
+
+def descendants(pid):
+    """Return a process and its children."""
+    return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
 @pytest.fixture
-def workers():
-    """One process that can take a call, and what was told of its delegates."""
-    seen = []
-    found = Workers(1, Turn(), lambda *one: seen.append(one))
+def line(tmp_path):
+    """One process that can take a task."""
+    found = Line(tmp_path)
     try:
-        assert found.run("bridge", Call("ADD")) is None  # none is started yet
-        until(lambda: found._idle)
-        yield found, seen
+        assert found.add(STATIC) is None  # none is started yet
+        found.started()
+        yield found
     finally:
-        found.close()
+        found.workers.close()
 
 
-def call(plugin_type, **more):
-    """Return an ADD that touches nothing: the process lives in the namespace of the test itself."""
-    ipam = {"type": "static", "addresses": [{"address": "10.7.0.2/24"}]}
-    config = {"cniVersion": "1.0.0", "name": "n", "type": plugin_type, "ipam": ipam, **more}
-    return Call("ADD", "c1", "/nowhere", "eth0", (("IgnoreUnknown", "1"),), ("/nowhere",), config)
+STATIC = {"type": "static", "ipam": {"type": "static", "addresses": [{"address": "10.7.0.2/24"}]}}  # touches nothing
+REFUSED = {"type": "bridge", "hairpinMode": True, "promiscMode": True}  # while the config is read
 
 
-BOTH = {"hairpinMode": True, "promiscMode": True}  # refused while the config is read
+def test_the_answers_are_the_delegates_own(line, tmp_path):
+    """The results come back as the delegates said them, are kept, and what ran is told with its time."""
+    body = {"cniVersion": "1.0.0", "ips": [{"address": "10.7.0.2/24"}]}
+    assert line.add(STATIC, STATIC) == [body, body]
+    assert [(plugin, verb, code) for plugin, verb, _, code in line.seen] == [("static", "ADD", 0)] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["n0-c1-net0", "n1-c1-net1"]
 
 
-def test_the_answer_is_the_delegates_own(workers):
-    """The result comes back as the delegate said it, and what ran is told with its time."""
-    asked, seen = workers
-    body = asked.run("static", call("static"))
-    assert body == {"cniVersion": "1.0.0", "ips": [{"address": "10.7.0.2/24"}]}
-    assert [(plugin, verb, code) for plugin, verb, _, code in seen] == [("static", "ADD", 0)]
-
-
-def test_an_error_keeps_its_code_and_words(workers):
-    """What the delegate raises there is raised here."""
-    asked, seen = workers
-    with pytest.raises(CniError, match=r"plugin bridge: .*hairpin mode and promiscuous mode") as raised:
-        asked.run("bridge", call("bridge", **BOTH))
+def test_an_error_keeps_its_code_and_words(line):
+    """What a delegate raises there is raised here, and the networks behind it are not tried."""
+    with pytest.raises(CniError, match=r"network n1 as net1: plugin bridge: .*hairpin mode and promisc") as raised:
+        line.add(STATIC, REFUSED, STATIC)
     assert (raised.value.code, raised.value.details) == (7, "choose one of the two")
-    assert seen[0][3] == 7
+    assert [code for *_, code in line.seen] == [0, 7]
 
 
-def test_the_death_of_a_process_is_an_error_to_try_again(workers):
-    """Code 11, and another process takes its place."""
-    asked, _ = workers
-    (worker,) = asked._idle
-    os.kill(worker._pid, signal.SIGKILL)
-    with pytest.raises(CniError, match="process that attached died") as raised:
-        asked.run("bridge", call("bridge", **BOTH))
+def test_a_task_that_is_too_large_is_done_here(line):
+    """What the line does not take at once is nobody's task."""
+    assert line.add({**STATIC, "_comment": "x" * MESSAGE}) is None
+    assert line.add(STATIC) is not None
+
+
+def test_the_death_of_the_only_process_is_an_error_to_try_again(line):
+    """Code 11 for the task it had, none for those that come before another one is there."""
+    (worker,) = line.started()
+    os.kill(worker, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(line.add, STATIC)
+        until(lambda: line.lanes.turn is not None and asked.running())
+        time.sleep(0.1)
+        os.kill(worker, signal.SIGKILL)
+        with pytest.raises(CniError, match="process that attached died") as raised:
+            asked.result()
     assert raised.value.code == 11
-    assert asked.run("bridge", call("bridge", **BOTH)) is None
-    until(lambda: asked._idle)
-    with pytest.raises(CniError, match="hairpin mode"):
-        asked.run("bridge", call("bridge", **BOTH))
+    assert line.add(STATIC) is None
+    (another,) = line.started()
+    assert another != worker
+    assert line.add(STATIC) is not None
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["the first", "the other"])
+def test_one_of_two_that_dies_is_replaced(tmp_path, which):
+    """Whoever dies, the tasks that come later are done, and in the end there are two again."""
+    line = Line(tmp_path, 2)
+    try:
+        before = line.started()
+        assert len(before) == 2
+        os.kill(before[which], signal.SIGKILL)
+        until(lambda: not running_still(before[which]))
+
+        def two_again():
+            with suppress(CniError):
+                line.add(STATIC)
+            now = line.started()
+            return len(now) == 2 and before[which] not in now
+
+        until(two_again)
+        assert all(line.add(STATIC) for _ in range(8))
+    finally:
+        line.workers.close()
+    assert not [one for one in before if running_still(one)]
+
+
+def running_still(pid):
+    """Tell whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

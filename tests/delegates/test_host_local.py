@@ -286,7 +286,7 @@ def test_a_large_pool_gives_its_last_address_soon(tmp_path: Path) -> None:
 
 
 def test_what_others_did_to_the_pool_is_seen(tmp_path):
-    """What is remembered of a pool between two pods holds only as long as nobody else touched the folder."""
+    """What is remembered of a pool between two pods is what its folder says when the second comes."""
     one, two, three = (ipaddress.ip_address(f"10.9.0.{n}") for n in (2, 3, 4))
     with pool.opened(tmp_path, "net") as files:
         assert files.reserve(one, "mine")
@@ -303,3 +303,25 @@ def test_what_others_did_to_the_pool_is_seen(tmp_path):
         assert files.holders() == {"10.9.0.3": "theirs"}
     with pool.opened(tmp_path, "net") as files:
         assert files.holders() == files.owners() == {"10.9.0.3": "theirs"}
+
+
+def test_a_file_that_kept_its_inode_refuses_nobody(tmp_path: Path) -> None:
+    """An address that went to somebody else under the same inode is not held against who had it before."""
+    body = config(tmp_path)
+    assert addresses(body, "c1") == ["10.9.0.2/29"]
+    assert addresses(body, "c2") == ["10.9.0.3/29"]  # from here on it is known who has the first
+    (tmp_path / "net/10.9.0.2").write_text("c9\r\neth0")
+    assert addresses(body, "c1") == ["10.9.0.4/29"]
+
+
+def test_where_the_search_goes_on_is_written_whole(tmp_path: Path) -> None:
+    """A shorter address leaves nothing of a longer one behind it."""
+    last = tmp_path / "net/last_reserved_ip.0"
+    body = config(tmp_path, "10.9.0.0/28")
+    for n in range(2, 15):
+        assert addresses(body, f"c{n}") == [f"10.9.0.{n}/28"]
+    delete(body, "c3")
+    assert addresses(body, "c3", plugin_run.executable) == ["10.9.0.3/28"]
+    delete(body, "c4")
+    assert addresses(body, "c4") == ["10.9.0.4/28"]
+    assert last.read_text() == "10.9.0.4"
