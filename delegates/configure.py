@@ -2,6 +2,7 @@
 """An interface in the pod gets what IPAM gave, and is compared with it later; IPAM itself is asked here too."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 from multus_py import netlink
@@ -107,12 +108,8 @@ def remove_interface(netns: str, ifname: str) -> None:
     """Delete the pod's interface; a namespace or an interface that is gone already is success."""
     if not netns:
         return
-    try:
-        with netlink.open(netns) as kernel:
-            if link := kernel.find_link(ifname):
-                kernel.delete_link(link.index)
-    except netlink.NoNamespace:
-        return
+    with suppress(netlink.NoNamespace):
+        netlink.remove_links(netns, [ifname])
 
 
 def _broken(ifname: str, what: str) -> CniError:

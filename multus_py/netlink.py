@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -51,6 +51,7 @@ _SKIP_STATISTICS = wire.number(29, 1 << 3)  # IFLA_EXT_MASK with RTEXT_FILTER_SK
 # costs a grace period of RCU for each end while nobody else can touch a network interface.
 _ONE_QUEUE = wire.number(31, 1) + wire.number(32, 1)
 _WITH_VLANS = wire.number(29, 1 << 1)  # IFLA_EXT_MASK with RTEXT_FILTER_BRVLAN
+_LOOK = 0.05  # seconds between two looks whether links are gone and nothing tells
 _CLONE_NEWNET = 0x40000000
 _MS_BIND, _MNT_DETACH = 0x1000, 2
 _OWN_NAMESPACE = "/proc/thread-self/ns/net"
@@ -288,6 +289,33 @@ def remove_namespace(path: str) -> None:
         raise NetlinkError.of(f"remove the namespace {path}", cause) from cause
 
 
+def remove_links(netns: str, names: Iterable[str]) -> None:
+    """Delete those of the links *names* that are in a namespace; return when nobody can see them any more.
+
+    The kernel goes on after that: it waits for whoever still reads one of them (rcu_barrier, 20 ms here, once for all).
+    That is a thread's business. `NetlinkError` when a link stays, `NoNamespace` when *netns* leads to none.
+    """
+    with open(netns) as kernel:
+        there = {link.name: link.index for name in names if (link := kernel.find_link(name))}
+        if not there:
+            return
+        troubles: list[CniError] = []
+
+        def remove() -> None:
+            try:
+                with open(netns) as hands:
+                    hands.delete_links(list(there.values()))
+            except CniError as trouble:
+                troubles.append(trouble)
+
+        thread = threading.Thread(target=remove, name=f"remove links of {netns}")
+        thread.start()
+        while not kernel.await_gone(there, _LOOK) and thread.is_alive():
+            pass
+        if troubles and not kernel.await_gone(there, 0):
+            raise troubles[0]
+
+
 def same_namespace(netns: str) -> bool:
     """Tell whether the path *netns* leads to the calling thread's own namespace; False when nothing is there."""
     try:
@@ -488,13 +516,20 @@ class Netlink:
         """Delete a link; `NetlinkError` (ENODEV) when there is none."""
         self._tell(f"delete interface {index}", wire.DELLINK, _IFINFO.pack(0, 0, index, 0, 0))
 
-    def delete_links(self, indexes: Iterable[int]) -> None:
-        """Delete several links at once, as one group: the kernel then waits for its readers once."""
+    def delete_links(self, indexes: Sequence[int]) -> None:
+        """Delete links at once, several as one group: the kernel then waits for its readers once."""
+        if len(indexes) == 1:
+            self.delete_link(indexes[0])
+            return
         group = 0x80000000 | int.from_bytes(os.urandom(4))
         for index in indexes:
             self.set_link(index, group=group)
         body = _IFINFO.pack(0, 0, 0, 0, 0) + wire.number(27, group)
         self._tell("delete a group of interfaces", wire.DELLINK, body)
+
+    def await_gone(self, names: Collection[str], seconds: float) -> bool:
+        """Wait until none of the links *names* is left; False when one is after so many *seconds*."""
+        return self._socket.await_change(wire.GROUP_LINK, seconds, lambda: self.link_names().isdisjoint(names))
 
     def await_running(self, wanted: str | int, seconds: float) -> Link:
         """Wait until a link is operationally up; return it as it is then, or as it is when *seconds* are over."""

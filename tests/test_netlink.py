@@ -229,12 +229,37 @@ def test_links_go_alone_and_together(host: Netlink) -> None:
         host.create_veth(f"mpta{n}", f"mptb{n}")
     host.delete_link(host.link("mpta0").index)
     assert host.find_link("mptb0") is None
-    host.delete_links(host.link(f"mpta{n}").index for n in range(1, 5))
+    host.delete_links([host.link(f"mpta{n}").index for n in range(1, 5)])
     left = {link.name for link in host.links() if link.name != "lo"}
     assert left == {"mpta5", "mptb5"}
     with pytest.raises(NetlinkError) as caught:
         host.delete_link(999999)
     assert caught.value.errno == errno.ENODEV
+
+
+def test_removed_links_are_gone_when_it_is_said(host: Netlink, pod: Netlink, place: Site) -> None:
+    """Nobody sees a removed link or its other end, in either namespace; what is not there is no error."""
+    for _ in range(5):
+        for n in range(3):
+            host.create_veth(f"mpta{n}", f"mptb{n}", peer_netns=place.pod)
+        netlink.remove_links(place.pod, ["mptb0", "mptb2", "mptnone"])
+        assert pod.link_names() == {"lo", "mptb1"}
+        assert host.link_names() == {"lo", "mpta1"}
+        netlink.remove_links(place.pod, ["mptb1"])
+        assert (pod.link_names(), host.link_names()) == ({"lo"}, {"lo"})
+    netlink.remove_links(place.pod, ["mptb1"])
+    with pytest.raises(netlink.NoNamespace):
+        netlink.remove_links("/run/netns/mpt-none", ["mptb1"])
+
+
+def test_a_link_that_cannot_be_removed_is_told(host: Netlink, pod: Netlink, place: Site) -> None:
+    """A refusal is an error, and the others of the group stay as they were."""
+    pair(host, place)
+    with pytest.raises(NetlinkError, match="delete interface 1"):
+        netlink.remove_links(place.pod, ["lo"])
+    with pytest.raises(NetlinkError, match="delete a group of interfaces"):
+        netlink.remove_links(place.pod, ["lo", "mptb"])
+    assert pod.link_names() == {"lo", "mptb"}
 
 
 def test_addresses_are_added_listed_and_taken(host: Netlink) -> None:

@@ -19,8 +19,8 @@ class Turn:
     """Who computes now. One at a time, for threads of one interpreter only get in each other's way.
 
     A native ADD asks the kernel four hundred times and hands the interpreter over each time: eight of them at once took
-    a quarter longer than one after the other (`bench/attach.py`). Whoever waits for a process gives its turn up, and
-    whoever has had it for long loses it: nothing waits for an ADD that waits itself.
+    a quarter longer than one after the other, eight DELs half as long again (`bench/attach.py`). Whoever waits for a
+    process gives its turn up, and whoever has had it for long loses it: nothing waits for a call that waits itself.
     """
 
     def __init__(self) -> None:
@@ -79,6 +79,20 @@ class Turn:
             come.set()
 
 
+class Lane:
+    """Room for *places* calls at once: one of them computes, the others wait for it or for the kernel."""
+
+    def __init__(self, places: int) -> None:
+        self._places = threading.BoundedSemaphore(places)
+        self.turn = Turn()
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Have a place for the time of the block, and begin it with the turn."""
+        with self._places, self.turn.taken():
+            yield
+
+
 class Lanes:
     """Two lanes with *adds* and *deletes* places: a burst of ADDs never keeps a DEL waiting, nor the other way round.
 
@@ -87,9 +101,7 @@ class Lanes:
     """
 
     def __init__(self, adds: int, deletes: int) -> None:
-        self._adds = threading.BoundedSemaphore(adds)
-        self._deletes = threading.BoundedSemaphore(deletes)
-        self.turn = Turn()
+        self.adds, self.deletes = Lane(adds), Lane(deletes)
         self._lock = threading.Lock()
         self._deleting: dict[tuple[str, str], Future[None]] = {}
         self._under_way = 0
@@ -103,8 +115,13 @@ class Lanes:
                 return None
             if call.verb in ("STATUS", "VERSION"):
                 return story()
-            with self._adds, self.turn.taken():
+            with self.adds.entered():
                 return story()
+
+    def give_up(self) -> None:
+        """Let the next call compute; for a thread that waits for an executable."""
+        self.adds.turn.give_up()
+        self.deletes.turn.give_up()
 
     def drain(self, seconds: float) -> bool:
         """Wait until nothing is under way; False when *seconds* were not enough."""
@@ -125,7 +142,7 @@ class Lanes:
             others.result()
             return
         try:
-            with self._deletes:
+            with self.deletes.entered():
                 story()
         except BaseException as trouble:
             mine.set_exception(trouble)

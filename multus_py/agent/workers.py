@@ -47,7 +47,7 @@ class Workers:
         task = pickle.dumps(Task(attachments, replace(call, config={}), chain.cache.folder, chain.plugins.root))
         if len(task) > MESSAGE or (group := self._ready()) is None:
             return None
-        with self._lanes.turn.lent():
+        with self._lanes.adds.turn.lent():
             try:
                 answer = group.ask(task)
             except ConnectionError:

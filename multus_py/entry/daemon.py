@@ -94,7 +94,7 @@ class Daemon:
         if config.chroot_dir:
             environment["PATH"] = _NODES_PATH
         lanes = Lanes(config.concurrent_adds, config.concurrent_deletes)
-        self._spawner = Spawner(config.chroot_dir, environment, config.concurrent_executables, lanes.turn.give_up)
+        self._spawner = Spawner(config.chroot_dir, environment, config.concurrent_executables, lanes.give_up)
         self._keeper = _keeper(config, self._happened)
         self._store = _store(config)
         self._workers = Workers(config.attach_processes, lanes, self._metrics.delegated)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import pytest
 from running import until
 
-from multus_py.agent.lanes import Turn
+from multus_py.agent.lanes import Lanes, Turn
+from multus_py.cni.call import Call
 
 
 @contextmanager
@@ -112,3 +113,39 @@ def test_a_turn_that_lasts_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done[0] - begun > 0.15
     with turn.taken():  # what was lost and given up later leaves nobody before us
         pass
+
+
+def test_a_del_waits_for_a_del_but_never_for_an_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of each verb computes at a time, and who waits for an executable lets the next of its lane begin."""
+    monkeypatch.setattr("multus_py.agent.lanes._TURN", 10.0)
+    lanes, told, leave = Lanes(8, 8), [], threading.Event()
+
+    def run(verb: str, sandbox: str, story: Callable[[], None]) -> Callable[[], None]:
+        call = Call(verb, container_id=sandbox, ifname="eth0", config={})
+        return lambda: lanes.run(call, story)
+
+    def computes(word: str) -> Callable[[], None]:
+        def story() -> None:
+            told.append(word)
+            assert leave.wait(5)
+
+        return story
+
+    def waits() -> None:
+        told.append("waits")
+        lanes.give_up()
+        assert leave.wait(5)
+
+    with started(
+        run("ADD", "a", computes("add")),
+        run("DEL", "b", waits),
+        run("DEL", "c", computes("del")),
+        run("DEL", "d", computes("late")),
+    ):
+        until(lambda: len(told) == 3)
+        time.sleep(0.1)
+        assert told == ["add", "waits", "del"]
+        assert lanes.under_way == 4
+        leave.set()
+    assert told == ["add", "waits", "del", "late"]
+    assert lanes.under_way == 0

@@ -171,7 +171,7 @@ def test_the_death_of_the_only_process_is_an_error_to_try_again(line):
     os.kill(worker, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(line.add, STATIC)
-        until(lambda: line.lanes.turn is not None and asked.running())
+        until(asked.running)
         time.sleep(0.1)
         os.kill(worker, signal.SIGKILL)
         with pytest.raises(CniError, match="process that attached died") as raised:
