@@ -2,23 +2,26 @@
 """How fast pods are attached and detached, and how much memory it takes: our daemon natively, with executables, others.
 
 A pod has three networks: a bridge as default, another bridge, a macvlan; host-local addresses; a folder of manifests.
-    .venv/bin/python bench/attach.py [--pods 40] [--burst 100] [--plugin NAME=/path/to/plugin:CONFIG.json ...]
-A plugin given on the command line is called in the same run with CONFIG.json on its standard input.
+    .venv/bin/python bench/attach.py [--pods 40] [--burst 100] [--rounds 3] [--plugin NAME=/path/to/it:CONFIG.json ...]
+A plugin given on the command line is called in the same run with CONFIG.json on its standard input. All are measured in
+turns, round by round, so that whatever else the machine does slows all of them.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ from running import Running
 from story import Stage, namespace
 
 from multus_py import netlink, shim
+
+BACKENDS = ("builtin", "exec")
 
 
 @dataclass(frozen=True)
@@ -40,22 +45,19 @@ class Subject:
     owner: int = 0
 
 
-@dataclass
-class Peak:
-    """The most memory (PSS, MB) that this process's other children and the daemon with its children used together."""
+def peak(roots: Sequence[int], end: Connection) -> None:
+    """Tell, once something comes through *end*, the most memory (PSS, MB) that the family of *roots* had together.
 
-    roots: Sequence[int]
-    most: float = 0.0
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    def watch(self) -> None:
-        """Look every few milliseconds until told to stop."""
-        while not self.stop.wait(0.005):
-            self.most = max(self.most, sum(map(pss, family(self.roots))) / 1024)
+    For a process of its own: in this one, the threads that call plugins would leave it time for a few looks only.
+    """
+    most = 0.0
+    while not end.poll(0.002):
+        most = max(most, sum(map(pss, family(roots))) / 1024)
+    end.send(most)
 
 
 def family(roots: Sequence[int]) -> set[int]:
-    """Return the processes below *roots*, and the roots that are not this process."""
+    """Return *roots* and the processes below them."""
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -65,13 +67,13 @@ def family(roots: Sequence[int]) -> set[int]:
     found = set(roots)
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
-    return found - {os.getpid()}
+    return found
 
 
 def pss(pid: int) -> int:
     """Return a process's proportional set size in kB (proc(5), smaps_rollup).
 
-    0 when it is gone, and for a child of ours that is about to become a plugin: what it has is still this program's.
+    0 when it is gone, and for this program: what a child has that is about to become a plugin is still ours.
     """
     try:
         if Path(f"/proc/{pid}/cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes():
@@ -114,34 +116,36 @@ def measured(subject: Subject, pods: Sequence[tuple[str, str]], workers: int) ->
 
 def burst(subject: Subject, pods: Sequence[tuple[str, str]]) -> float:
     """Attach all pods at once; return the peak memory in MB, and detach them again."""
-    peak = Peak([os.getpid(), *([subject.owner] if subject.owner else [])])
-    watcher = threading.Thread(target=peak.watch)
+    context, (end, theirs) = multiprocessing.get_context("fork"), multiprocessing.Pipe()
+    watcher = context.Process(target=peak, args=([os.getpid(), *([subject.owner] if subject.owner else [])], theirs))
     watcher.start()
     with ThreadPoolExecutor(len(pods)) as pool:
         list(pool.map(lambda pod: call(subject, "ADD", *pod), pods))
-        peak.stop.set()
-        watcher.join()
+        end.send(None)
+        most: float = end.recv()
         list(pool.map(lambda pod: call(subject, "DEL", *pod), pods))
-    return peak.most
+    watcher.join()
+    return most
 
 
-def report(
-    subject: Subject, pods: Sequence[tuple[str, str]], burst_pods: Sequence[tuple[str, str]]
-) -> dict[str, float]:
-    """Measure a subject and print its line."""
-    measured(subject, pods[:16], 8)  # warm: processes are started, modules imported
-    one, eight = measured(subject, pods, 1), measured(subject, pods, 8)
-    memory = burst(subject, burst_pods)
-    row = {}
-    for label, times in (("1", one), ("8", eight)):
+def row(rounds: Sequence[tuple[dict[str, list[float]], dict[str, list[float]]]], peak: float) -> dict[str, float]:
+    """Return a subject's figures over all its rounds, each of which is one at a time and eight at a time."""
+    found = {}
+    for label, runs in zip(("1", "8"), zip(*rounds, strict=True), strict=True):
         for verb in ("ADD", "DEL"):
-            row[f"{verb} x{label} median"] = statistics.median(times[verb])
-            row[f"{verb} x{label} p99"] = sorted(times[verb])[int(len(times[verb]) * 0.99) - 1]
-    row |= {"ADD x8 pods/s": eight["ADD rate"][0], "DEL x8 pods/s": eight["DEL rate"][0], "peak MB": memory}
-    print(f"\n{subject.name}")
-    for name, value in row.items():
-        print(f"  {name:<16} {value:8.1f}{' ms' if 'median' in name or 'p99' in name else ''}")
-    return row
+            times = sorted(took for run in runs for took in run[verb])
+            found[f"{verb} x{label} median"] = statistics.median(times)
+            found[f"{verb} x{label} p99"] = times[int(len(times) * 0.99) - 1]
+    for verb in ("ADD", "DEL"):
+        found[f"{verb} x8 pods/s"] = statistics.median(eight[f"{verb} rate"][0] for _, eight in rounds)
+    return {**found, "peak MB": peak}
+
+
+def show(name: str, figures: dict[str, float]) -> None:
+    """Print a subject's figures."""
+    print(f"\n{name}")
+    for key, value in figures.items():
+        print(f"  {key:<16} {value:8.1f}{' ms' if 'median' in key or 'p99' in key else ''}")
 
 
 @contextmanager
@@ -169,33 +173,50 @@ def daemon(folder: Path, host: str, backend: str, names: Sequence[str]) -> Itera
         running.stop()
 
 
+def plugin(words: str) -> Subject:
+    """Return the plugin that NAME=PATH:CONFIG names."""
+    name, _, rest = words.partition("=")
+    path, _, config = rest.partition(":")
+    return Subject(name, Path(path), Path(config).read_bytes())
+
+
 def main() -> None:
     """Measure all subjects in one run and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pods", type=int, default=40)
     parser.add_argument("--burst", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured, in turns")
     parser.add_argument("--plugin", action="append", default=[], metavar="NAME=PATH:CONFIG")
     args = parser.parse_args()
-    rows: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         host = stack.enter_context(namespace())
-        count = max(args.pods, args.burst)
-        pods = [(f"bench{n}", stack.enter_context(namespace())) for n in range(count)]
-        for backend in ("builtin", "exec"):
-            with daemon(folder / backend, host, backend, [name for name, _ in pods]) as subject:
-                rows[backend] = report(subject, pods[: args.pods], pods[: args.burst])
-        for words in args.plugin:
-            name, _, rest = words.partition("=")
-            path, _, config = rest.partition(":")
-            subject = Subject(name, Path(path), Path(config).read_bytes())
-            measure: Callable[[], dict[str, float]] = lambda s=subject: report(s, pods[: args.pods], pods[: args.burst])  # noqa: E731
-            rows[name] = netlink.visit(host, measure)
-    print("\nnative is faster than the others by a factor of")
-    for name, row in rows.items():
-        if name != "builtin":
-            factors = {key: row[key] / rows["builtin"][key] for key in row if key.endswith(("median", "MB"))}
-            print(f"  {name:<16}", ", ".join(f"{key} {value:.1f}" for key, value in factors.items()))
+        pods = [(f"bench{n}", stack.enter_context(namespace())) for n in range(max(args.pods, args.burst))]
+        names = [name for name, _ in pods]
+        others = [plugin(words) for words in args.plugin]
+        peaks = []
+        for backend in BACKENDS:  # each alone: what two daemons share would count for half
+            with daemon(folder / f"{backend}-burst", host, backend, names) as subject:
+                measured(subject, pods[:16], 8)
+                peaks.append(burst(subject, pods[: args.burst]))
+        peaks += [netlink.visit(host, partial(burst, other, pods[: args.burst])) for other in others]
+        subjects = [stack.enter_context(daemon(folder / backend, host, backend, names)) for backend in BACKENDS]
+        subjects += others
+        rounds: list[list[Any]] = [[] for _ in subjects]
+        for number in range(-1, args.rounds):
+            for subject, found in zip(subjects, rounds, strict=True):
+                if number < 0:  # warm: processes are started, modules imported
+                    netlink.visit(host, partial(measured, subject, pods[:16], 8))
+                    continue
+                found.append([netlink.visit(host, partial(measured, subject, pods[: args.pods], n)) for n in (1, 8)])
+        rows = {subject.name: row(*told) for subject, *told in zip(subjects, rounds, peaks, strict=True)}
+    for name, figures in rows.items():
+        show(name, figures)
+    native, *rest = rows
+    print(f"\n{native} is better than the others by a factor of")
+    for name in rest:
+        factors = {key: rows[name][key] / rows[native][key] for key in rows[name] if key.endswith(("median", "MB"))}
+        print(f"  {name}:", ", ".join(f"{key} {value:.1f}" for key, value in factors.items()))
 
 
 if __name__ == "__main__":
