@@ -4,7 +4,6 @@
 Source: Device Information Specification 1.1.0 of the Network Plumbing Working Group.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -40,7 +39,11 @@ _OPTIONAL = {
 def path(root: Path, network: str, container_id: str, ifname: str) -> Path:
     """Return where the information about one attachment stands: unique, and one name long."""
     name = f"{network}-{container_id}_{ifname}".replace("/", "-")
-    return root / "cni" / (name if len(name.encode()) <= _NAME_LIMIT else hashlib.sha256(name.encode()).hexdigest())
+    if len(name.encode()) > _NAME_LIMIT:
+        import hashlib  # loads OpenSSL: 4 ms and a megabyte that hardly ever are needed
+
+        name = hashlib.sha256(name.encode()).hexdigest()
+    return root / "cni" / name
 
 
 def plugin_path(root: Path, device: Device) -> Path:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was planned for each sandbox, on disk before it is done, so that DEL knows everything even if we die in between.
 
-One file per sandbox, `<cniDir>/attachments/<container id>@<interface>`. It only grows: each line is the SHA-256 of an
+One file per sandbox, `<cniDir>/attachments/<container id>@<interface>`. It only grows: each line is the CRC-32 of an
 entry and the entry as JSON, and the last whole line counts. The file is its own lock (flock): an ADD and a DEL of one
 sandbox wait for each other, and a killed process lets go.
 """
 
 import fcntl
-import hashlib
 import json
 import os
+from binascii import crc32
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -182,7 +182,7 @@ def decode(text: bytes) -> Entry:
     *lines, torn = text.split(b"\n")
     for n, line in enumerate(lines):
         seal, _, body = line.partition(b" ")
-        if hashlib.sha256(body).hexdigest().encode() != seal:
+        if _seal(body) != seal:
             raise Damaged(Code.DECODE, f"journal entry: line {n + 1} was changed")
     if not lines:
         raise Damaged(Code.DECODE, "journal entry: cut short" if torn else "journal entry: empty")
@@ -195,7 +195,11 @@ def decode(text: bytes) -> Entry:
 def encode(entry: Entry) -> bytes:
     """Return the line of an entry."""
     body = json.dumps(_to_json(entry), separators=(",", ":")).encode()
-    return hashlib.sha256(body).hexdigest().encode() + b" " + body + b"\n"
+    return _seal(body) + b" " + body + b"\n"
+
+
+def _seal(body: bytes) -> bytes:
+    return b"%08x" % crc32(body)
 
 
 def _to_json(entry: Entry) -> dict[str, Any]:
