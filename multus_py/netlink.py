@@ -299,13 +299,13 @@ def remove_links(netns: str, names: Iterable[str]) -> None:
         there = {link.name: link.index for name in names if (link := kernel.find_link(name))}
         if not there:
             return
-        troubles: list[CniError] = []
+        troubles: list[BaseException] = []
 
         def remove() -> None:
             try:
                 with open(netns) as hands:
                     hands.delete_links(list(there.values()))
-            except CniError as trouble:
+            except BaseException as trouble:  # noqa: BLE001  it is raised below
                 troubles.append(trouble)
 
         thread = threading.Thread(target=remove, name=f"remove links of {netns}")
