@@ -50,6 +50,15 @@ def compare(world: World, variant: Variant, verb: str, declared: frozenset[str] 
         assert call["argv0"].startswith(f"{BIN}/"), "found by one name and started by another"
 
 
+def attached(world: World, variant: Variant) -> Runtime:
+    """Install a system, start the daemon, attach the pod; return the runtime."""
+    variant.install(world)
+    world.start()
+    runtime = Runtime(world)
+    assert 0 == runtime.call("ADD")[0]
+    return runtime
+
+
 def shape(body: Any) -> Any:
     """Return what is where, without the values; of an object the keys, of text and numbers the kind.
 
@@ -333,11 +342,7 @@ def test_the_sign_that_a_system_is_ready(world, name, sign):
 
 def test_a_delete_that_the_system_refuses_is_kept(world):
     """Calico cannot delete without its nodename file: the error is told, and the next DEL still knows everything."""
-    variant = systems.named("calico-manifest-v3.31")
-    variant.install(world)
-    world.start()
-    runtime = Runtime(world)
-    assert 0 == runtime.call("ADD")[0]
+    runtime = attached(world, systems.named("calico-manifest-v3.31"))
     world.at("/var/lib/calico/nodename").unlink()
     code, error = runtime.call("DEL")
     assert (1, True) == (code, "calico/node container" in error["msg"]), error
@@ -350,11 +355,7 @@ def test_a_delete_that_the_system_refuses_is_kept(world):
 
 def test_a_delete_while_the_agent_is_down(world):
     """Cilium's DEL without its agent queues the request on the node and succeeds: so do we."""
-    variant = systems.named("cilium-current")
-    variant.install(world)
-    world.start()
-    runtime = Runtime(world)
-    assert 0 == runtime.call("ADD")[0]
+    runtime = attached(world, systems.named("cilium-current"))
     world.at("/run/cilium/cilium.sock").unlink()
     assert (0, None) == runtime.call("DEL")
     (queued,) = world.at("/run/cilium/deleteQueue").iterdir()
@@ -365,10 +366,7 @@ def test_a_delete_while_the_agent_is_down(world):
 def test_a_conflist_that_goes_away_and_comes_back(world):
     """GKE's watchdog removes it: STATUS says 50, ADD to try again, pods from before are checked and deleted."""
     variant = systems.named("gke-current")
-    variant.install(world)
-    world.start()
-    runtime = Runtime(world)
-    assert 0 == runtime.call("ADD")[0]
+    runtime = attached(world, variant)
     place = world.at(f"/etc/cni/net.d/{variant.conflist.name}")
     text = place.read_text()
     place.unlink()
