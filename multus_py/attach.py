@@ -13,6 +13,7 @@ from multus_py.cni import result as results
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Result
+from multus_py.journal import Page, complete, uncertain
 from multus_py.kube.store import Pod
 from multus_py.kubelet import Kubelet
 from multus_py.node import Elsewhere, Node
@@ -23,8 +24,8 @@ log = logging.getLogger("multus_py")
 Told = tuple[Attachment, Result]  # a network that is attached, and what its plugins said
 
 
-def in_order(attachments: Sequence[Attachment], call: Call, node: Node, tried: list[Attachment]) -> list[Result]:
-    """Run every chain, one after the other; *tried* gets each network before its plugins are called.
+def in_order(page: Page, attachments: Sequence[Attachment], call: Call, node: Node) -> list[Result]:
+    """Run every chain, one after the other; the page is told how far each came.
 
     While this process has other calls, networks that need no executable are attached by another one.
     """
@@ -32,39 +33,46 @@ def in_order(attachments: Sequence[Attachment], call: Call, node: Node, tried: l
     found: list[Result] = []
     for native, together in groupby(attachments, lambda one: elsewhere and node.chain.owns_interface(one, call)):
         group = tuple(together)
-        if elsewhere and native and (done := _elsewhere(elsewhere, group, call, node, tried)) is not None:
+        if elsewhere and native and (done := _elsewhere(page, elsewhere, group, call, node)) is not None:
             found += done
             continue
         for attachment in group:
-            tried.append(attachment)
-            found.append(beside(attachments[: len(found)], attachment, call, node))
+            found.append(beside(page, attachments[: len(found)], attachment, call, node))
     return found
 
 
 def _elsewhere(
-    elsewhere: Elsewhere, group: tuple[Attachment, ...], call: Call, node: Node, tried: list[Attachment]
+    page: Page, elsewhere: Elsewhere, group: tuple[Attachment, ...], call: Call, node: Node
 ) -> list[Result] | None:
-    """Have networks attached by another process; None when none has time, and then nothing was tried."""
+    """Have networks attached by another process; None when none has time, and then nothing was begun."""
     for attachment in group:
         _offer(attachment, node)
-    before = len(tried)
-    tried += group
+        page.done(attachment, *uncertain(attachment))
+    page.begun(group[0], *uncertain(group[0]))
     done = elsewhere.add(group, call, node.chain)
     if done is None:
-        del tried[before:]
+        for attachment in group:
+            page.done(attachment, 0, 0)
         return None
+    for attachment in group:
+        page.done(attachment, *complete(attachment))
     return [_done(attachment, call, *one) for attachment, one in zip(group, done, strict=True)]
 
 
-def one(attachment: Attachment, call: Call, node: Node) -> Result:
+def one(page: Page, attachment: Attachment, call: Call, node: Node) -> Result:
     """Run the chain of one network; the error of a delegate is told with the network and the interface."""
     _offer(attachment, node)
     started = node.monotonic()
     try:
-        body = node.chain.add(attachment, call)
+        body = node.chain.add(attachment, call, partial(_told, page, attachment))
     except CniError as error:
         raise error.while_(str(attachment)) from error
     return _done(attachment, call, body, node.monotonic() - started)
+
+
+def _told(page: Page, attachment: Attachment, begun: int, done: int) -> None:
+    """Tell the page how far a chain came; what is begun stands there before it is."""
+    (page.begun if begun > done else page.done)(attachment, begun, done)
 
 
 def _done(attachment: Attachment, call: Call, body: Mapping[str, Any], seconds: float) -> Result:
@@ -73,7 +81,7 @@ def _done(attachment: Attachment, call: Call, body: Mapping[str, Any], seconds: 
     return results.read(body, attachment.conflist.version)
 
 
-def beside(before: Sequence[Attachment], attachment: Attachment, call: Call, node: Node) -> Result:
+def beside(page: Page, before: Sequence[Attachment], attachment: Attachment, call: Call, node: Node) -> Result:
     """Attach one network; refuse it when its plugin takes away what it made for this sandbox before.
 
     Some systems serve one interface a pod and replace it when they are asked again (Calico names its veth by the pod).
@@ -81,9 +89,9 @@ def beside(before: Sequence[Attachment], attachment: Attachment, call: Call, nod
     plugin = attachment.conflist.types[:1]
     alone = plugin not in [other.conflist.types[:1] for other in before]
     if alone or node.chain.owns_interface(attachment, call):
-        return one(attachment, call, node)
+        return one(page, attachment, call, node)
     there = _link_names(call.netns)
-    result = one(attachment, call, node)
+    result = one(page, attachment, call, node)
     if lost := sorted(there - _link_names(call.netns)):
         raise CniError(
             Code.INVALID_CONFIG,

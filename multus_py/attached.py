@@ -3,7 +3,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from multus_py import gateway, netlink
@@ -39,6 +39,17 @@ class Interface:
 
 
 @dataclass(frozen=True)
+class Failed:
+    """A network that never came to be and whose DEL fails; *final*: it is not tried any more."""
+
+    ifname: str
+    network: str
+    reason: str
+    tries: int
+    final: bool
+
+
+@dataclass(frozen=True)
 class Sandbox:
     """One sandbox of the journal; *trouble* says why its interfaces cannot be looked at."""
 
@@ -48,11 +59,12 @@ class Sandbox:
     netns: str
     interfaces: tuple[Interface, ...] = ()
     trouble: str = ""
+    failed: tuple[Failed, ...] = ()
 
     @property
     def drifted(self) -> bool:
         """Tell whether anything is not as it was left."""
-        return bool(self.trouble) or any(interface.drift for interface in self.interfaces)
+        return bool(self.trouble or self.failed) or any(interface.drift for interface in self.interfaces)
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `multus-py status --json` prints."""
@@ -79,13 +91,18 @@ class Survey:
         except CniError as error:
             return Sandbox("", "", container_id, "", trouble=str(error))
         named = (entry.pod.namespace, entry.pod.name) if entry.pod else ("", "")
+        failed = tuple(
+            Failed(one.attachment.ifname, one.attachment.name, one.reason, one.tries, one.final)
+            for one in entry.failures
+        )
+        known = Sandbox(*named, container_id, entry.netns, failed=failed)
+        if not entry.attachments:
+            return known
         try:
             with netlink.open(entry.netns) as kernel:
-                return Sandbox(*named, container_id, entry.netns, tuple(self._interfaces(entry, kernel, host)))
+                return replace(known, interfaces=tuple(self._interfaces(entry, kernel, host)))
         except CniError as error:
-            return Sandbox(
-                *named, container_id, entry.netns, trouble=f"its namespace cannot be looked into: {error.msg}"
-            )
+            return replace(known, trouble=f"its namespace cannot be looked into: {error.msg}")
 
     def _interfaces(self, entry: Entry, kernel: Netlink, host: Netlink) -> Iterator[Interface]:
         claimed = gateway.claims(entry.attachments)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One network's plugins in order: forward on ADD, backward on DEL, each fed with the result before it (as libcni)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from multus_py.cni import result as results
 from multus_py.cni import versions
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError, Code, finish
+from multus_py.cni.errors import CniError, Code, finish, tried
 from multus_py.cni.result import Result
 from multus_py.plan import Attachment
 from multus_py.plugins import Plugins
@@ -19,6 +19,10 @@ VALID_ATTACHMENTS = "cni.dev/valid-attachments"
 _OLD_VALID_ATTACHMENTS = "cni.dev/attachments"  # what libcni 1.2 and 1.3 write beside the spec's key
 
 
+def _unwatched(begun: int, done: int) -> None:
+    """Tell nobody."""
+
+
 @dataclass(frozen=True)
 class Chain:
     """Runs the plugins of one attachment and keeps its result."""
@@ -26,13 +30,26 @@ class Chain:
     plugins: Plugins
     cache: ResultCache
 
-    def add(self, attachment: Attachment, call: Call) -> dict[str, Any]:
-        """Attach; return the last plugin's result as it was said, in the list's own version."""
+    def refuse_unfit(self, attachment: Attachment, call: Call) -> None:
+        """Raise what can be known before anything is touched: a plugin that is not there, a config it cannot read."""
+        for plugin in attachment.conflist.plugins:
+            try:
+                self.plugins.refuse_unfit(plugin["type"], self._call("ADD", attachment, plugin, call, None))
+            except CniError as error:
+                raise error.while_(str(attachment)) from error
+
+    def add(self, attachment: Attachment, call: Call, begun: Callable[[int, int], None] = _unwatched) -> dict[str, Any]:
+        """Attach; return the last plugin's result as it was said, in the list's own version.
+
+        *begun* is told before each plugin how many are begun with it and how many came to be, and once more at the end.
+        """
         conf = attachment.conflist
         previous: dict[str, Any] | None = None
-        for plugin in conf.plugins:
+        for n, plugin in enumerate(conf.plugins):
+            begun(n + 1, n)
             body = self.plugins.run(plugin["type"], self._call("ADD", attachment, plugin, call, previous))
             previous = _in_version(body or {}, conf.version)
+        begun(len(conf.plugins), len(conf.plugins))
         result = previous or {"cniVersion": conf.version}
         self.cache.store(attachment, call.container_id, call.netns, result)
         return result
@@ -52,14 +69,21 @@ class Chain:
         for plugin in conf.plugins:
             self.plugins.run(plugin["type"], self._call("CHECK", attachment, plugin, call, kept))
 
-    def delete(self, attachment: Attachment, call: Call) -> None:
-        """Detach: every plugin is asked, last first, whatever another said; the result is kept until all confirmed."""
+    def delete(self, attachment: Attachment, call: Call, begun: int) -> dict[int, CniError]:
+        """Detach: ask the plugins that were *begun*, last first, whatever another said; return what failed, by place.
+
+        The result is kept until all of them confirmed.
+        """
         conf = attachment.conflist
         kept = self.cache.result(attachment, call.container_id) if versions.has("CHECK", conf.version) else None
-        calls = [(plugin["type"], self._call("DEL", attachment, plugin, call, kept)) for plugin in conf.plugins]
-        steps = [partial(self.plugins.run, *told) for told in reversed(calls)]
-        finish(f"network {attachment.name} ({attachment.ifname})", *steps)
-        self.cache.drop(attachment, call.container_id)
+        troubles = {}
+        for n, plugin in reversed(list(enumerate(conf.plugins[:begun]))):
+            told = self._call("DEL", attachment, plugin, call, kept)
+            if trouble := tried(partial(self.plugins.run, plugin["type"], told)):
+                troubles[n] = trouble.while_(f"network {attachment.name} ({attachment.ifname})")
+        if not troubles:
+            self.cache.drop(attachment, call.container_id)
+        return troubles
 
     def owns_interface(self, attachment: Attachment, call: Call) -> bool:
         """Tell whether to the kernel DEL of this attachment is the removal of its interface and nothing else."""
@@ -78,11 +102,13 @@ class Chain:
             for plugin in attachment.conflist.plugins:
                 self.plugins.run(plugin["type"], self._call("STATUS", attachment, plugin, call, None))
 
+    def sweeps(self, attachment: Attachment) -> bool:
+        """Tell whether the plugins of this network know GC and are to be asked."""
+        return not attachment.conflist.disable_gc and versions.has("GC", attachment.conflist.version)
+
     def gc(self, attachment: Attachment, call: Call, valid: Iterable[tuple[str, str]]) -> None:
         """Tell every plugin which (container id, interface) of this network are still in use."""
         conf = attachment.conflist
-        if conf.disable_gc or not versions.has("GC", conf.version):
-            return
         listed = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in sorted(valid)]
         told = {VALID_ATTACHMENTS: listed, _OLD_VALID_ATTACHMENTS: listed}
         steps = [

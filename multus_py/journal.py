@@ -1,37 +1,78 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was planned for each sandbox, on disk before it is done, so that DEL knows everything even if we die in between.
 
-One file per sandbox, `<cniDir>/attachments/<container id>@<interface>`. It only grows: each line is the CRC-32 of an
-entry and the entry as JSON, and the last whole line counts. The file is its own lock (flock): an ADD and a DEL of one
-sandbox wait for each other, and a killed process lets go.
+One file per sandbox, `<cniDir>/attachments/<container id>@<interface>`. It only grows, line by line: an entry, or how
+far ADD has come since the entry before. The last whole entry counts, and what follows it. The file is its own lock
+(flock): an ADD and a DEL of one sandbox wait for each other, and a killed process lets go.
+
+A line is `3 <CRC-32> <JSON>`. Lines of earlier builds are read for ever: `<CRC-32> <JSON>` and `<SHA-256> <JSON>`,
+whose entries (format 1) do not tell how far ADD came.
 """
 
 import fcntl
 import json
+import logging
 import os
+import time
 from binascii import crc32
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from multus_py import host_root, small_files
 from multus_py.cni import conflist, names
 from multus_py.cni.errors import CniError, Code
 from multus_py.fields import Fields
 from multus_py.kube.store import Device, PodRef
 from multus_py.plan import Attachment
 
+log = logging.getLogger("multus_py")
+
 _DAMAGED = ".damaged"
+_FORMAT = 2  # of an entry; 1 has no progress, no failures and no time
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO: include/linux/proc_ns.h
+_LINE = b"3 "  # the version of a line, first of its words
+
+
+class Progress(NamedTuple):
+    """How far ADD came in a chain: how many of its plugins were begun, and how many of these came to be."""
+
+    begun: int
+    done: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A network whose ADD did not come to be and whose DEL fails: it may hold something, and nobody waits for it.
+
+    *begun* is how many of its plugins ADD began, *tries* how often DEL was tried, *since* when first (Unix seconds).
+    """
+
+    attachment: Attachment
+    begun: int
+    reason: str
+    tries: int = 1
+    since: float = 0.0
+
+    @property
+    def final(self) -> bool:
+        """Tell whether it is not tried any more."""
+        return self.tries >= FINAL_TRIES
+
+
+FINAL_TRIES = 10
 
 
 @dataclass(frozen=True)
 class Entry:
-    """All that was planned for one sandbox.
+    """All that is known of one sandbox: what it has or is to have, and what could not be taken back.
 
     *network* is the name of our own config that the runtime called with; *boot* the kernel's id of the boot it was in,
-    after which no namespace of it can be left.
+    after which no namespace of it can be left, *since* the seconds since that boot. *progress* is by interface; an
+    attachment without one was not begun. *failures* are no part of the sandbox any more.
     """
 
     network: str
@@ -41,6 +82,38 @@ class Entry:
     attachments: tuple[Attachment, ...]
     pod: PodRef | None = None
     boot: str = ""
+    progress: Mapping[str, Progress] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
+    since: float = 0.0
+
+    def reached(self, attachment: Attachment) -> Progress:
+        """Return how far ADD came in the chain of an attachment."""
+        return self.progress.get(attachment.ifname, Progress(0, 0))
+
+    def is_gone(self, root: Path = Path("/")) -> bool:
+        """Tell whether the sandbox's namespace is surely gone: of another boot, or its folder is there and it is not.
+
+        A folder that is not there may be one that we cannot see: that proves nothing. A process is seen by whoever is
+        in the machine's first namespace of processes. *root* is where the node's files are seen.
+        """
+        if self.boot and self.boot != boot():
+            return True
+        path = host_root.within(root, self.netns) if self.netns else root
+        if not self.netns or path.exists():
+            return False
+        if Path(self.netns).parts[:2] == ("/", "proc"):
+            return _sees_all_processes() and not Path(*Path(self.netns).parts[:3]).exists()
+        return path.parent.is_dir()
+
+
+def complete(attachment: Attachment) -> Progress:
+    """Return the progress of a chain that came to be whole."""
+    return Progress(len(attachment.conflist.plugins), len(attachment.conflist.plugins))
+
+
+def uncertain(attachment: Attachment) -> Progress:
+    """Return the progress of a chain of which nobody knows what came to be."""
+    return Progress(len(attachment.conflist.plugins), 0)
 
 
 class Damaged(CniError):
@@ -55,13 +128,20 @@ class Page:
     descriptor: int
     entry: Entry | None = None
     damaged: bool = False
+    _end: int = 0  # of the last whole line
+    _torn: bool = False  # something that is no whole line stands behind it
+    _untold: dict[str, Progress] = field(default_factory=dict)
 
     def load(self) -> None:
-        """Read what stands on the page; a page that cannot be trusted is marked *damaged*."""
+        """Read what stands on the page; one that cannot be trusted, or not be read, is marked *damaged*."""
         try:
-            self.entry = decode(self._text())
-        except Damaged:
-            self.damaged = True
+            text = self._text()
+            self._end = text.rfind(b"\n") + 1
+            self._torn = self._end < len(text)
+            self.entry = decode(text)
+        except (Damaged, OSError) as trouble:
+            log.warning("journal %s: %s", self.path.name, trouble)
+            self.damaged, self._end, self._torn = True, 0, True
 
     def _text(self) -> bytes:
         return os.pread(self.descriptor, os.fstat(self.descriptor).st_size, 0)
@@ -69,10 +149,7 @@ class Page:
     def write(self, entry: Entry) -> None:
         """Put *entry* on disk for good: one fsync. Of a torn line nothing was done yet: the one before counts."""
         try:
-            if self.damaged:
-                os.ftruncate(self.descriptor, 0)
-            os.lseek(self.descriptor, 0, os.SEEK_END)
-            os.write(self.descriptor, encode(entry))
+            self._append(encode(entry))
             os.fsync(self.descriptor)
         except OSError as cause:
             raise CniError(
@@ -80,16 +157,54 @@ class Page:
             ) from cause
         self.entry, self.damaged = entry, False
 
+    def _append(self, line: bytes) -> None:
+        """Write a line behind the last whole one; what a killed or refused writer left there goes first."""
+        if self._torn:
+            os.ftruncate(self.descriptor, self._end)
+        self._torn = True
+        written = 0
+        while written < len(line):  # a disk that fills up takes a part first, and says so at the next piece
+            written += os.pwrite(self.descriptor, line[written:], self._end + written)
+        self._end, self._torn = self._end + len(line), False
+
+    def begun(self, attachment: Attachment, begun: int, done: int) -> None:
+        """Write down how far ADD came in a chain, before the next plugin is begun.
+
+        Not brought to the disk: what a power loss takes away with it was of a sandbox that it takes away, too, and its
+        DEL then asks every plugin. What cannot be written counts as not known.
+        """
+        self.done(attachment, begun, done)
+        told, self._untold = self._untold, {}
+        with suppress(OSError):
+            self._append(_sealed({"progress": told}))
+
+    def done(self, attachment: Attachment, begun: int, done: int) -> None:
+        """Keep how far ADD came in a chain, to be written down with what is begun next."""
+        self._untold[attachment.ifname] = Progress(begun, done)
+        if self.entry:
+            self.entry = replace(self.entry, progress={**self.entry.progress, **self._untold})
+
+    def complete(self) -> None:
+        """Write down that all of the entry came to be."""
+        if self.entry:
+            self._untold = {one.ifname: complete(one) for one in self.entry.attachments}
+            last = self.entry.attachments[-1]
+            self.begun(last, *complete(last))
+
     def set_aside(self) -> None:
-        """Keep a copy of a damaged page beside it until the sandbox's DEL is confirmed."""
-        self.path.with_name(self.path.name + _DAMAGED).write_bytes(self._text())
+        """Keep a copy of a damaged page beside it until the sandbox's DEL is confirmed, if the disk takes one."""
+        with suppress(OSError):
+            self.path.with_name(self.path.name + _DAMAGED).write_bytes(self._text())
 
     def clear(self) -> None:
         """Forget the sandbox: every delegate confirmed. The file goes when the page is closed."""
         # Not here: once its name is free another process has a page of its own under it, and the next unlink hits that.
-        os.ftruncate(self.descriptor, 0)
-        self.path.with_name(self.path.name + _DAMAGED).unlink(missing_ok=True)
-        self.entry, self.damaged = None, False
+        try:
+            os.ftruncate(self.descriptor, 0)
+            self.path.with_name(self.path.name + _DAMAGED).unlink(missing_ok=True)
+        except OSError as cause:
+            raise CniError(Code.IO, f"cannot clear the journal {self.path}: {cause.strerror}") from cause
+        self.entry, self.damaged, self._end, self._torn = None, False, 0, False
 
 
 @dataclass(frozen=True)
@@ -114,32 +229,57 @@ class Journal:
                 page.load()
             yield page
         finally:
-            if page.entry is None and not page.damaged:
-                page.path.unlink(missing_ok=True)
-            os.close(descriptor)
+            try:
+                if page.entry is None and not page.damaged:
+                    with suppress(OSError):  # an empty page is damaged to the next reader, whose DEL drops it
+                        page.path.unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)
 
     def read(self, container_id: str, ifname: str) -> Entry:
         """Return what stands on a page, without waiting for its lock; `Damaged` when it cannot be trusted."""
         try:
-            return decode((self.folder / f"{container_id}@{ifname}").read_bytes())
+            return decode(small_files.read(self.folder / f"{container_id}@{ifname}"))
         except OSError as cause:
             raise CniError(Code.IO, f"cannot read the journal: {cause}") from cause
-
-    def written(self, container_id: str, ifname: str) -> float:
-        """Return when the page of a sandbox was last written, in seconds since the epoch; 0 when there is none."""
-        try:
-            return (self.folder / f"{container_id}@{ifname}").stat().st_mtime
-        except OSError:
-            return 0.0
 
     def sandboxes(self) -> list[tuple[str, str]]:
         """Return (container id, interface) of every page, damaged ones too."""
         try:
-            found = sorted(path.name for path in self.folder.iterdir() if not path.name.endswith(_DAMAGED))
+            found = sorted(name for name in os.listdir(self.folder) if not name.endswith(_DAMAGED))  # noqa: PTH208
         except FileNotFoundError:
             return []
         pairs = [name.split("@", 1) for name in found if "@" in name]
         return [(container_id, ifname) for container_id, ifname in pairs]
+
+    @contextmanager
+    def attaching(self) -> Iterator[None]:
+        """Keep sweeps of networks away: what is attached meanwhile is on no list of what is in use."""
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def sweeping(self, patience: Callable[[], bool]) -> Iterator[None]:
+        """Keep whoever attaches away for as long as a network is swept; code 11 when *patience* ends before it can."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as cause:
+                    if not patience():
+                        raise CniError(
+                            Code.TRY_AGAIN, "pods are being attached all the time", "it is tried again"
+                        ) from cause
+            yield
+        finally:
+            os.close(descriptor)
 
 
 @cache
@@ -149,6 +289,18 @@ def boot() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+def uptime() -> float:
+    """Return the seconds since this boot: the one clock that nobody sets (CLOCK_BOOTTIME)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _sees_all_processes() -> bool:
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE  # noqa: PTH116  a link that leads to no path
+    except OSError:
+        return False
 
 
 def _locked(path: Path, wait: bool) -> tuple[int, bool]:
@@ -180,22 +332,44 @@ def _locked(path: Path, wait: bool) -> tuple[int, bool]:
 def decode(text: bytes) -> Entry:
     """Read a page; raise `Damaged` when no line is whole or a line before the last is not, or is of another shape."""
     *lines, torn = text.split(b"\n")
-    for n, line in enumerate(lines):
-        seal, _, body = line.partition(b" ")
-        if _seal(body) != seal:
-            raise Damaged(Code.DECODE, f"journal entry: line {n + 1} was changed")
-    if not lines:
+    bodies = [_opened(n, line) for n, line in enumerate(lines)]
+    if not bodies:
         raise Damaged(Code.DECODE, "journal entry: cut short" if torn else "journal entry: empty")
     try:
-        return _from_json(json.loads(lines[-1].partition(b" ")[2]))
+        told = [json.loads(body) for body in bodies]
+        last = max(n for n, body in enumerate(told) if "progress" not in body or "format" in body)
+        entry = _from_json(told[last])
+        later = {ifname: _progress(pair) for body in told[last + 1 :] for ifname, pair in body["progress"].items()}
     except (CniError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
         raise Damaged(Code.DECODE, f"journal entry: {cause}") from cause
+    return replace(entry, progress={**entry.progress, **later}) if later else entry
+
+
+def _opened(n: int, line: bytes) -> bytes:
+    """Return what a line says; `Damaged` when its seal is broken or of a build that is newer than this one."""
+    seal, _, body = (line.removeprefix(_LINE)).partition(b" ")
+    expected = _sha256(body) if len(seal) == 64 else _seal(body)
+    if seal != expected:
+        newer = seal.isdigit() and len(seal) < 8
+        why = "is of a newer build" if newer else "was changed"
+        raise Damaged(Code.DECODE, f"journal entry: line {n + 1} {why}")
+    return body
+
+
+def _sha256(body: bytes) -> bytes:
+    import hashlib  # loads OpenSSL, 4 ms: for pages of the first builds alone
+
+    return hashlib.sha256(body).hexdigest().encode()
 
 
 def encode(entry: Entry) -> bytes:
     """Return the line of an entry."""
-    body = json.dumps(_to_json(entry), separators=(",", ":")).encode()
-    return _seal(body) + b" " + body + b"\n"
+    return _sealed(_to_json(entry))
+
+
+def _sealed(value: Mapping[str, Any]) -> bytes:
+    body = json.dumps(value, separators=(",", ":")).encode()
+    return _LINE + _seal(body) + b" " + body + b"\n"
 
 
 def _seal(body: bytes) -> bytes:
@@ -205,14 +379,27 @@ def _seal(body: bytes) -> bytes:
 def _to_json(entry: Entry) -> dict[str, Any]:
     pod = entry.pod
     return {
-        "format": 1,
+        "format": _FORMAT,
         "network": entry.network,
         "containerId": entry.container_id,
         "ifName": entry.ifname,
         "netns": entry.netns,
         "boot": entry.boot,
+        "since": entry.since,
         "pod": {"namespace": pod.namespace, "name": pod.name, "uid": pod.uid} if pod else None,
         "attachments": [_attachment_to_json(attachment) for attachment in entry.attachments],
+        "progress": dict(entry.progress),
+        **({"failures": [_failure_to_json(failure) for failure in entry.failures]} if entry.failures else {}),
+    }
+
+
+def _failure_to_json(failure: Failure) -> dict[str, Any]:
+    return {
+        "attachment": _attachment_to_json(failure.attachment),
+        "begun": failure.begun,
+        "reason": failure.reason,
+        "tries": failure.tries,
+        "since": failure.since,
     }
 
 
@@ -241,9 +428,10 @@ def _device_to_json(device: Device) -> dict[str, Any]:
 
 
 def _from_json(body: Mapping[str, Any]) -> Entry:
-    if body["format"] != 1:
+    if body["format"] not in (1, _FORMAT):
         raise ValueError(f"format {body['format']!r} is not known")
     pod = body["pod"]
+    attachments = tuple(_attachment_from_json(item) for item in body["attachments"])
     return Entry(
         network=body["network"],
         container_id=names.container_id(body["containerId"]),
@@ -251,7 +439,32 @@ def _from_json(body: Mapping[str, Any]) -> Entry:
         netns=body["netns"],
         boot=body["boot"],
         pod=PodRef(pod["namespace"], pod["name"], pod["uid"]) if pod else None,
-        attachments=tuple(_attachment_from_json(item) for item in body["attachments"]),
+        attachments=attachments,
+        progress=(
+            {one.ifname: uncertain(one) for one in attachments}
+            if body["format"] == 1
+            else {ifname: _progress(pair) for ifname, pair in body["progress"].items()}
+        ),
+        failures=tuple(_failure_from_json(item) for item in body.get("failures", ())),
+        since=float(body.get("since", 0.0)),
+    )
+
+
+def _progress(pair: Any) -> Progress:
+    begun, done = pair
+    if not (isinstance(begun, int) and isinstance(done, int)):
+        raise TypeError("'progress' must be pairs of numbers")
+    return Progress(begun, done)
+
+
+def _failure_from_json(body: Mapping[str, Any]) -> Failure:
+    fields = Fields(body, "failure")
+    return Failure(
+        attachment=_attachment_from_json(body["attachment"]),
+        begun=fields.number("begun"),
+        reason=fields.text("reason"),
+        tries=fields.number("tries"),
+        since=float(body["since"]),
     )
 
 

@@ -2,6 +2,7 @@
 """All that the story needs of the world, handed in: the store, the chain, the journal, the clock."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,7 +30,8 @@ class Elsewhere(Protocol):
 class Node:
     """One machine, as seen by one process. *store* None: no pods are known, only the default networks are attached.
 
-    *elsewhere* may run chains that need no executable.
+    *elsewhere* may run chains that need no executable; *place* is taken for the time in which a verb is worked on, once
+    the sandbox's page is ours.
     """
 
     config: MultusConfig
@@ -39,3 +41,4 @@ class Node:
     sleep: Callable[[float], None]
     monotonic: Callable[[], float]
     elsewhere: Elsewhere | None = None
+    place: Callable[[str], AbstractContextManager[None]] = lambda verb: nullcontext()  # noqa: ARG005  nobody to wait for

@@ -3,21 +3,27 @@
 
 import importlib
 import json
+import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+from multus_py.cni import names
 from multus_py.cni import result as results
 from multus_py.cni.call import INPUT_LIMIT, Call, json_object
 from multus_py.cni.delegate import Delegate, Request
-from multus_py.cni.errors import CniError, Code, PluginError
+from multus_py.cni.errors import CniError, Code, PluginError, unforeseen
 from multus_py.cni.result import Result
 from multus_py.executables import Children, Executables
 from multus_py.schemas.keys import unknown
+
+log = logging.getLogger("multus_py")
+T = TypeVar("T")
 
 NATIVE = {
     "bridge": "multus_py.delegates.bridge",
@@ -27,6 +33,12 @@ NATIVE = {
     "static": "multus_py.delegates.ipam.static",
     "passthru": "multus_py.delegates.passthru",
 }
+# Executables that start the IPAM plugin of their config from CNI_PATH (CNI spec section 4). What others mean by `ipam`
+# is their own affair: azure-vnet's "azure-cns" is no program.
+DELEGATES_IPAM = frozenset(
+    ("bridge", "dummy", "host-device", "ib-sriov", "ipoib", "ipvlan", "macvlan", "ovs", "ptp", "sriov", "tap", "vlan",
+     "vrf-device", "accelerated-bridge")
+)  # fmt: skip
 ENTRY_POINTS = "multus_py.delegates"
 # Set for whatever we execute: a chain that comes back to us is refused at the door.
 DEPTH = "MULTUS_PY_DEPTH"
@@ -61,9 +73,51 @@ class Plugins:
 
     def _run(self, plugin_type: str, call: Call) -> dict[str, Any] | None:
         chosen = self.choose(plugin_type, call)
-        if isinstance(chosen, Path):
-            return self._execute(plugin_type, chosen, call)
-        return self._native(chosen, plugin_type, call)
+        if not isinstance(chosen, Path):
+            return self._native(chosen, plugin_type, call)
+        said = self._execute(plugin_type, chosen, call)
+        if call.verb == "DEL":
+            self._release_skipped(call)
+        return said
+
+    def _release_skipped(self, call: Call) -> None:
+        """Give the addresses back of an interface whose namespace is gone: some executables then confirm at once.
+
+        Which IPAM plugin it was is in the config; one that is neither ours nor on CNI_PATH is that plugin's own.
+        """
+        ipam = call.config.get("ipam")
+        if not isinstance(ipam, Mapping) or not ipam.get("type") or (call.netns and os.path.exists(call.netns)):  # noqa: PTH110
+            return
+        try:
+            self.choose(ipam["type"], call)
+        except CniError:
+            return
+        self.run(ipam["type"], call)
+
+    def refuse_unfit(self, plugin_type: str, call: Call) -> None:
+        """Raise what an ADD of this plugin would say of its config alone, its IPAM plugin's included."""
+        chosen = self.choose(plugin_type, call)
+        ipam = call.config.get("ipam")
+        if not isinstance(chosen, Path):
+            if parse := getattr(chosen, "parse", None):
+                self._told(plugin_type, lambda: parse(call))
+            if isinstance(ipam, Mapping) and ipam.get("type") and ipam["type"] != plugin_type:
+                self.refuse_unfit(ipam["type"], call)
+        elif ipam is not None and plugin_type in DELEGATES_IPAM:
+            self._refuse_unfit_ipam(plugin_type, ipam, call)
+
+    def _refuse_unfit_ipam(self, plugin_type: str, ipam: object, call: Call) -> None:
+        """Raise when an executable would not find its IPAM plugin: it starts it itself, from CNI_PATH."""
+        where = f"plugin {plugin_type}: ipam"
+        if not isinstance(ipam, Mapping):
+            raise CniError(Code.INVALID_CONFIG, f"{where} must be an object, it is {ipam!r:.80}", "or leave it out")
+        kind = ipam.get("type")
+        if kind and self.executables.find(names.plugin_type(kind, where), call.path) is None:
+            raise CniError(
+                Code.IO,
+                f"{where}: there is no executable {kind!r} in {':'.join(call.path) or 'CNI_PATH, which is empty'}",
+                "install it, or correct the type",
+            )
 
     def owns_interface(self, plugin_type: str, call: Call) -> bool:
         """Tell whether DEL of this plugin only removes the sandbox's interface, natively, IPAM included."""
@@ -90,9 +144,10 @@ class Plugins:
                 if self.backend == "builtin"
                 else f"and there is no executable {plugin_type!r} in {':'.join(call.path) or 'CNI_PATH'}",
             )
+        # Not with the words "not found": containerd takes a DEL error that has them for success.
         raise CniError(
             Code.IO,
-            f"plugin {plugin_type}: not found",
+            f"plugin {plugin_type}: there is no such plugin",
             "no native delegate has this type (delegateBackend 'builtin')"
             if self.backend == "builtin"
             else f"no executable of this name in {':'.join(call.path) or 'CNI_PATH, which is empty'}",
@@ -100,18 +155,24 @@ class Plugins:
 
     def _native(self, delegate: Delegate, plugin_type: str, call: Call) -> dict[str, Any] | None:
         request = Request(call, self._ask, self.root)
+        if call.verb == "ADD":
+            return self._told(plugin_type, lambda: results.write(delegate.add(request), call.version))
+        verb = {"DEL": delegate.delete, "CHECK": delegate.check, "STATUS": delegate.status}.get(call.verb)
+        return self._told(plugin_type, lambda: verb(request)) if verb else None
+
+    @staticmethod
+    def _told(plugin_type: str, deed: Callable[[], T]) -> T:
+        """Do what a delegate does; whatever it raises becomes a `CniError` that names the plugin."""
         doing = f"plugin {plugin_type}"
         try:
-            if call.verb == "ADD":
-                return results.write(delegate.add(request), call.version)
-            verb = {"DEL": delegate.delete, "CHECK": delegate.check, "STATUS": delegate.status}.get(call.verb)
-            if verb:
-                verb(request)
+            return deed()
         except CniError as cause:
             raise cause.while_(doing) from cause
         except OSError as cause:
             raise CniError(Code.IO, f"{doing}: {cause}") from cause
-        return None
+        except Exception as cause:  # a delegate of another package, or bytes that nobody foresaw
+            log.exception("%s met something that nobody expected", doing)
+            raise unforeseen(cause).while_(doing) from cause
 
     def _ask(self, plugin_type: str, call: Call) -> Result | None:
         body = self.run(plugin_type, call)
@@ -123,6 +184,8 @@ class Plugins:
             ended = self.executables.run(path, {**call.environment(), DEPTH: "1"}, stdin, self.timeout)
         except CniError as cause:
             raise cause.while_(f"plugin {plugin_type}: {call.verb}") from cause
+        except (OSError, ValueError) as cause:  # an environment that no process can have, no descriptor left
+            raise CniError(Code.IO, f"plugin {plugin_type}: {call.verb}: cannot run {path}: {cause}") from cause
         said = ended.stderr.decode(errors="replace").strip()[-_STDERR_KEPT:]
         if ended.status:
             raise _failure(plugin_type, ended.status, ended.stdout, said)

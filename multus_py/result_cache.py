@@ -6,7 +6,9 @@ Other tools read these files; we find ours by what they say, never by their name
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from multus_py.fields import Fields
 from multus_py.plan import Attachment
 
 _KIND = "cniCacheV1"
+_NAME_LIMIT = 250  # bytes of a file's name, with room for the dot of a draft
+_DIGEST = "sha256-"
 
 
 @dataclass(frozen=True)
@@ -62,32 +66,63 @@ class ResultCache:
     def drop(self, attachment: Attachment, container_id: str) -> None:
         """Forget the result of an attachment."""
         path = self._path(attachment, container_id)
-        _draft(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        try:
+            _draft(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        except OSError as cause:
+            raise CniError(Code.IO, f"cannot drop the result {path}: {cause.strerror}") from cause
 
-    def attachments(self, container_id: str, primary: str) -> tuple[Attachment, ...]:
-        """Rebuild what is known of a sandbox from its results: the interface *primary* first, then by name."""
-        found = [attachment for owner, attachment in self._readable() if owner == container_id]
+    def has(self, attachment: Attachment, container_id: str) -> bool:
+        """Tell whether a result is kept, even one that cannot be read: then the attachment came to be."""
+        return self._path(attachment, container_id).exists()
+
+    def attachments(self, container_id: str, primary: str, but: Iterable[Attachment] = ()) -> tuple[Attachment, ...]:
+        """Rebuild what is known of a sandbox from its results: the interface *primary* first, then by name.
+
+        The results of *but* are not read: those attachments are known.
+        """
+        known = {self._path(one, container_id).name for one in but}
+        mine = [name for name in self._names(container_id) if name not in known]
+        found = [attachment for owner, attachment in self._readable(mine) if owner == container_id]
         order = sorted(found, key=lambda item: (item.ifname != primary, len(item.ifname), item.ifname))
         return tuple(replace(item, primary=item.ifname == primary) for item in order)
 
     def sandboxes(self) -> set[str]:
         """Return the container ids that results are kept for."""
-        return {owner for owner, _ in self._readable()}
+        return {owner for owner, _ in self._readable(self._names())}
 
-    def _readable(self) -> Iterator[tuple[str, Attachment]]:
+    def namespaces(self, container_id: str) -> set[str]:
+        """Return the paths of the namespaces that the results of a sandbox name."""
+        found = set()
+        for name in self._names(container_id):
+            with suppress(OSError, CniError):
+                body = json_object(small_files.read(self.folder / name), "kept result")
+                if body.get("containerId") == container_id and isinstance(body.get("netns"), str):
+                    found.add(body["netns"])
+        return found
+
+    def _names(self, container_id: str = "") -> list[str]:
+        """Return the files' names: all, or those that may be of one container."""
         try:
-            paths = sorted(path for path in self.folder.iterdir() if not path.name.startswith("."))
+            found = sorted(name for name in os.listdir(self.folder) if not name.startswith("."))  # noqa: PTH208
         except FileNotFoundError:
-            return
-        for path in paths:
-            try:
-                yield decode(small_files.read(path))
-            except (OSError, CniError):
-                continue
+            return []
+        part = f"-{container_id}-" if container_id else ""
+        return [name for name in found if part in name or name.startswith(_DIGEST)]
+
+    def _readable(self, names: Iterable[str]) -> Iterator[tuple[str, Attachment]]:
+        for name in names:
+            with suppress(OSError, CniError):
+                yield decode(small_files.read(self.folder / name))
 
     def _path(self, attachment: Attachment, container_id: str) -> Path:
-        return self.folder / f"{attachment.conflist.name}-{container_id}-{attachment.ifname}"
+        """Return libcni's name for the file, or a digest of it where it is longer than a file's name may be."""
+        name = f"{attachment.conflist.name}-{container_id}-{attachment.ifname}"
+        if len(name.encode(errors="surrogateescape")) > _NAME_LIMIT:
+            import hashlib  # loads OpenSSL: 4 ms and a megabyte that hardly ever are needed
+
+            name = _DIGEST + hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
+        return self.folder / name
 
 
 def _draft(path: Path) -> Path:

@@ -1,76 +1,195 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Taking down: finish whatever can be finished, gather the errors, forget only what every delegate confirmed."""
+"""Taking down: finish whatever can be finished, gather the errors, forget only what every delegate confirmed.
+
+A plugin whose ADD came to be has to confirm: its error is the sandbox's. One whose ADD failed, or is not known to have
+come to be, is asked, too, and nobody waits for it: what it says is kept as a `Failure`, to be tried again. One whose
+ADD never began is not asked. Any error may come out of a step, and none keeps the next one from being tried.
+"""
 
 import logging
-from collections.abc import Sequence
-from functools import partial
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from multus_py import device_info, netlink, plan, takeover
+from multus_py import device_info, journal, netlink, plan, takeover
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError, finish
-from multus_py.journal import Page
+from multus_py.cni.errors import CniError, gathered, tried
+from multus_py.journal import Entry, Failure, Page, Progress
 from multus_py.node import Node
 from multus_py.plan import Attachment
 
 log = logging.getLogger("multus_py")
 
-
-def sandbox(page: Page, call: Call, node: Node) -> None:
-    """Detach all that is known of the sandbox on *page*, newest first, and clear the page when all is confirmed."""
-    attachments(page, known(page, call, node), call, node)
+Known = tuple[Attachment, Progress]  # an attachment, and how far its ADD came
+_REASON_KEPT = 1000  # characters of an error that are kept with a failure
 
 
-def attachments(page: Page, there: Sequence[Attachment], call: Call, node: Node) -> None:
-    """Detach *there*, newest first, and clear the page when all of them are confirmed."""
+def sandbox(page: Page, call: Call, node: Node) -> tuple[Failure, ...]:
+    """Detach all that is known of the sandbox on *page*, newest first; return what failed and nobody waits for.
+
+    What came to be and could not be detached stays on the page, and its errors are raised together. The page is cleared
+    when nothing is left.
+    """
+    there, before = known(page, call, node), page.entry or _unknown(call, node)
     if page.damaged:
         page.set_aside()
-    chains(there, call, node)
+    stays, failures, troubles = _detached(there, call, node)
+    old = _again(before.failures, [], call, node)
+    _keep(page, replace(before, attachments=tuple(reversed(stays)), failures=(*old, *failures)))
+    if troubles:
+        raise gathered(f"sandbox {call.container_id}: left behind, to be tried again", troubles)
     takeover.forget(node.config.cni_dir, call.container_id)
-    page.clear()
+    return (*old, *failures)
 
 
-def chains(there: Sequence[Attachment], call: Call, node: Node) -> None:
-    """Run DEL for every attachment, newest first."""
-    _remove_at_once([one.ifname for one in there if node.chain.owns_interface(one, call)], call.netns)
-    steps = [partial(detach, one, call, node) for one in reversed(there)]
-    finish(f"sandbox {call.container_id}: left behind, to be tried again", *steps)
+def failures(page: Page, call: Call, node: Node) -> None:
+    """Try once more to take back what failed in a sandbox that goes on."""
+    if page.entry and page.entry.failures:
+        living = [one.ifname for one in page.entry.attachments]
+        _keep(page, replace(page.entry, failures=_again(page.entry.failures, living, call, node)))
 
 
-def detach(attachment: Attachment, call: Call, node: Node) -> None:
-    """Run DEL for one attachment, then remove what was told about its device."""
-    node.chain.delete(attachment, call)
-    # Last: a plugin's DEL may read what was told about its device.
-    device_info.remove(attachment.capabilities, node.config.device_info_dir)
+def strays(there: Iterable[Attachment], call: Call, node: Node) -> None:
+    """Detach what only kept results tell of."""
+    _, _, troubles = _detached([(one, journal.complete(one)) for one in there], call, node)
+    if troubles:
+        raise gathered(f"sandbox {call.container_id}: left behind, to be tried again", troubles)
+
+
+def detach(attachment: Attachment, progress: Progress, call: Call, node: Node) -> Failure | None:
+    """Run DEL for one attachment; return the failure when it never came to be, raise when it did."""
+    _name_back(attachment, call, node)
+    if progress.done < len(attachment.conflist.plugins) and node.chain.cache.has(attachment, call.container_id):
+        progress = journal.complete(attachment)
+    troubles = _ask(attachment, progress.begun, call, node)
+    if owed := [trouble for n, trouble in sorted(troubles.items()) if n < progress.done]:
+        raise gathered(str(attachment), owed) if len(owed) > 1 else owed[0]
+    if not troubles:
+        return None
+    log.warning(
+        "sandbox %s: %s did not come to be, and its DEL fails: %s", call.container_id, attachment, _all(troubles)
+    )
+    return Failure(attachment, progress.begun, _all(troubles), since=time.time())
+
+
+def _ask(attachment: Attachment, begun: int, call: Call, node: Node) -> dict[int, CniError]:
+    """Run DEL of the plugins that were begun; return what failed, by place."""
+    troubles = node.chain.delete(attachment, call, begun)
+    if not troubles:  # last: a plugin's DEL may read what was told about its device
+        device_info.remove(attachment.capabilities, node.config.device_info_dir)
+    return troubles
+
+
+def _all(troubles: Mapping[int, CniError]) -> str:
+    return " / ".join(str(trouble) for trouble in troubles.values())[:_REASON_KEPT]
+
+
+def _detached(there: Sequence[Known], call: Call, node: Node) -> tuple[list[Attachment], list[Failure], list[CniError]]:
+    """Detach all, newest first; return what stays, what failed and is not waited for, and the errors of what stays."""
+    _remove_at_once([one.ifname for one, _ in there if node.chain.owns_interface(one, call)], call.netns)
+    stays, failed, troubles = [], [], []
+    for attachment, progress in reversed(there):
+        outcome: list[Failure | None] = []
+        if trouble := tried(lambda: outcome.append(detach(attachment, progress, call, node))):  # noqa: B023
+            stays.append(attachment)
+            troubles.append(trouble)
+        failed += [failure for failure in outcome if failure]
+    return stays, failed, troubles
+
+
+def _again(before: Iterable[Failure], living: Sequence[str], call: Call, node: Node) -> tuple[Failure, ...]:
+    """Try failures again, but for those that are final or whose interface is another's now; return what still fails."""
+    left = []
+    for failure in before:
+        if failure.final or failure.attachment.ifname in living:
+            left.append(failure)
+            continue
+        outcome: dict[int, CniError] = {}
+        if trouble := tried(lambda: outcome.update(_ask(failure.attachment, failure.begun, call, node))):  # noqa: B023
+            outcome[0] = trouble
+        if outcome:
+            left.append(replace(failure, reason=_all(outcome), tries=failure.tries + 1))
+            if left[-1].final:
+                log.warning("sandbox %s: %s is given up after %d tries, `multus-py forget` drops it: %s",
+                            call.container_id, failure.attachment, left[-1].tries, left[-1].reason)  # fmt: skip
+    return tuple(left)
+
+
+def _keep(page: Page, entry: Entry) -> None:
+    """Write down what is left of a sandbox, or clear the page; what cannot be written stays as it was: that is more."""
+    if not entry.attachments and not entry.failures:
+        page.clear()
+    elif entry != page.entry and (trouble := tried(lambda: page.write(entry))):
+        log.warning("sandbox %s: what is left of it cannot be written down: %s", entry.container_id, trouble)
+
+
+def _unknown(call: Call, node: Node) -> Entry:
+    """Return the entry of a sandbox that has no readable one."""
+    return Entry(
+        node.config.name, call.container_id, call.ifname, call.netns, (), plan.pod_ref(call), journal.boot(),
+        since=journal.uptime(),
+    )  # fmt: skip
 
 
 def _remove_at_once(ifnames: Sequence[str], netns: str) -> None:
     """Remove interfaces as one group: that takes no longer than one alone."""
     if len(ifnames) < 2 or not netns:
         return
-    try:
-        netlink.remove_links(netns, ifnames)
-    except CniError as error:
-        log.debug("%s: not removed at once: %s", netns, error)  # each delegate's own DEL follows and tells
+    if trouble := tried(lambda: netlink.remove_links(netns, ifnames)):
+        log.debug("%s: not removed at once: %s", netns, trouble)  # each delegate's own DEL follows and tells
 
 
-def known(page: Page, call: Call, node: Node) -> tuple[Attachment, ...]:
-    """Return what is known of a sandbox: from the journal, else from a delegates file, results, and a new plan."""
-    if page.entry:
-        return page.entry.attachments
-    kept = node.chain.cache.attachments(call.container_id, call.ifname)
-    found = takeover.attachments(node.config.cni_dir, call, kept) or kept
-    if not page.damaged:
-        return found
-    seen = {attachment.ifname for attachment in found}
-    return found + tuple(item for item in _planned_again(call, node) if item.ifname not in seen)
+def _name_back(attachment: Attachment, call: Call, node: Node) -> None:
+    """Give an interface that was renamed in the pod the name again by which its executable looks for it."""
+    if not call.netns or node.chain.owns_interface(attachment, call):
+        return
+    if trouble := tried(lambda: _rename(attachment, call, node)):
+        log.debug("%s: %s", attachment, trouble)  # the plugin's own DEL follows and tells
 
 
-def _planned_again(call: Call, node: Node) -> tuple[Attachment, ...]:
-    """Return what ADD would attach now: the best guess for a sandbox whose journal entry is damaged."""
-    ref = plan.pod_ref(call)
-    try:
-        pod = node.store.pod(ref) if ref and node.store else None
-        return plan.attachments(call, node.config, pod, node.store)
-    except CniError as error:
-        log.warning("sandbox %s: cannot plan again: %s", call.container_id, error)
-        return ()
+def _rename(attachment: Attachment, call: Call, node: Node) -> None:
+    result = node.chain.result(attachment, call)
+    there = result.interfaces if result else ()
+    mac = next((one.mac.lower() for one in there if one.name == attachment.ifname and one.sandbox), "")
+    with netlink.open(call.netns) as kernel:
+        if not mac or kernel.find_link(attachment.ifname):
+            return
+        found = [link for link in kernel.links() if link.mac == mac]
+        if len(found) == 1:
+            kernel.set_link(found[0].index, up=False)
+            kernel.set_link(found[0].index, name=attachment.ifname)
+            log.info("%s was renamed to %s in the pod and has its name again", attachment, found[0].name)
+
+
+def known(page: Page, call: Call, node: Node) -> list[Known]:
+    """Return what is known of a sandbox, oldest first: from the journal, a delegates file, the kept results.
+
+    What is known nowhere may have been attached without us: then it is what ADD would attach now, the cluster's
+    networks alone. Where there was a page that cannot be trusted, the pod's own, too.
+    """
+    entry = page.entry
+    there = [(one, entry.reached(one)) for one in entry.attachments] if entry else []
+    kept = node.chain.cache.attachments(call.container_id, call.ifname, [one for one, _ in there])
+    found = [*takeover.attachments(node.config.cni_dir, call, kept), *kept]
+    if page.damaged or not (entry or found):
+        found += _planned_again(call, node, with_pod=page.damaged)
+    seen = {one.ifname for one, _ in there}
+    for attachment in found:
+        if attachment.ifname not in seen:
+            seen.add(attachment.ifname)
+            there.append((attachment, journal.uncertain(attachment)))
+    return there
+
+
+def _planned_again(call: Call, node: Node, *, with_pod: bool) -> list[Attachment]:
+    """Return what ADD would attach now, as far as it would not be refused."""
+    planned: list[Attachment] = []
+
+    def plan_again() -> None:
+        ref = plan.pod_ref(call)
+        pod = node.store.pod(ref) if with_pod and ref and node.store else None
+        planned.extend(plan.attachments(call, node.config, pod, node.store))
+
+    if trouble := tried(plan_again):
+        log.warning("sandbox %s: cannot plan again: %s", call.container_id, trouble)
+    return [one for one in planned if not tried(lambda: node.chain.refuse_unfit(one, call))]  # noqa: B023

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The story of every verb: what happens on ADD, CHECK, DEL, STATUS and GC, top to bottom."""
+"""The story of every verb: what happens on ADD, CHECK, DEL and STATUS, top to bottom; that of GC is `collection`."""
 
 import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from multus_py import attach, gateway, journal, plan, teardown
+from multus_py import attach, collection, gateway, journal, plan, teardown
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError, Code, finish
+from multus_py.cni.errors import CniError, Code, tried
 from multus_py.cni.result import Result
-from multus_py.journal import Entry, Page
+from multus_py.journal import Entry, Failure, Page
 from multus_py.kube.store import NotFound, Pod, Unavailable
 from multus_py.node import Node
 from multus_py.plan import Attachment, NoNetwork
@@ -22,6 +21,7 @@ from multus_py.plan import Attachment, NoNetwork
 log = logging.getLogger("multus_py")
 
 _READINESS_PAUSE = 0.25  # seconds between two looks at the readiness file
+_TOLD_TRIES = 2  # of a DEL that fails: ADD's own, and the runtime's first
 
 
 def add(call: Call, node: Node) -> dict[str, Any]:
@@ -33,56 +33,75 @@ def add(call: Call, node: Node) -> dict[str, Any]:
     _wait_until_ready(node)
     pod = _pod(call, node)
     try:
-        with node.journal.page(call.container_id, call.ifname) as page:
-            if page.entry or page.damaged:  # an earlier try died half-way
-                teardown.sandbox(page, call, node)
-            attachments = plan.attachments(call, node.config, pod, node.store, attach.device_sources(call, node, pod))
-            attach.refuse_taken_names(call.netns, attachments)
-            ref = plan.pod_ref(call)
-            page.write(
-                Entry(node.config.name, call.container_id, call.ifname, call.netns, attachments, ref, journal.boot())
-            )
-            done = _attach(page, attachments, call, node, pod)
+        with node.journal.page(call.container_id, call.ifname) as page, node.place(call.verb):
+            answer, told = _attach(page, call, node, pod)
     except CniError as error:
         reason = "NoNetworkFound" if isinstance(error, NoNetwork) else "FailedAttach"
         _event(node, pod, "Warning", reason, str(error))
         raise error.while_(str(pod.ref)) if pod else error from error
-    for attachment, result in zip(attachments, done, strict=True):
+    for attachment, result in told:
         _event(node, pod, "Normal", "AddedInterface", _added(attachment, result))
-    return results.write(done[0], call.version)
+    return answer
 
 
-def _attach(page: Page, attachments: Sequence[Attachment], call: Call, node: Node, pod: Pod | None) -> list[Result]:
-    """Run every chain, settle the default routes, publish the status; on an error take back what was tried."""
-    tried: list[Attachment] = []
+def _attach(page: Page, call: Call, node: Node, pod: Pod | None) -> tuple[dict[str, Any], list[attach.Told]]:
+    """Plan, write the plan down, attach all of it; return the answer and the results."""
+    if page.entry or page.damaged:  # an earlier try died half-way
+        teardown.sandbox(page, call, node)
+    attachments = plan.attachments(call, node.config, pod, node.store, attach.device_sources(call, node, pod))
+    for attachment in attachments:
+        node.chain.refuse_unfit(attachment, call)
+    attach.refuse_taken_names(call.netns, attachments)
+    with node.journal.attaching():
+        ref, failures = plan.pod_ref(call), page.entry.failures if page.entry else ()
+        planned = Entry(node.config.name, call.container_id, call.ifname, call.netns, attachments, ref, journal.boot())
+        page.write(replace(planned, failures=failures, since=journal.uptime()))
+        return _attach_planned(page, attachments, call, node, pod)
+
+
+def _attach_planned(
+    page: Page, attachments: Sequence[Attachment], call: Call, node: Node, pod: Pod | None
+) -> tuple[dict[str, Any], list[attach.Told]]:
+    """Run every chain, settle the default routes, publish the status; on an error take back what was begun."""
     try:
-        done = attach.in_order(attachments, call, node, tried)
+        done = attach.in_order(page, attachments, call, node)
         told = attach.settle(zip(attachments, done, strict=True), gateway.claims(attachments), call, node)
+        answer = results.write(told[0][1], call.version)  # before anybody is told: an old version cannot say all
         attach.publish(told, call.netns, node, pod)
+        page.complete()
     except BaseException as error:
-        try:
-            teardown.attachments(page, tried, call, node)
-        except CniError as trouble:
+        if trouble := tried(lambda: _take_back(page, call, node)):
             error.add_note(f"and could not be taken back yet, DEL will: {trouble}")
         raise
-    return [result for _, result in told]
+    return answer, told
+
+
+def _take_back(page: Page, call: Call, node: Node) -> None:
+    """Detach what an ADD began; raise for all that stays."""
+    if failures := teardown.sandbox(page, call, node):
+        raise CniError(Code.INTERNAL, "; ".join(failure.reason for failure in failures))
 
 
 def delete(call: Call, node: Node) -> None:
-    """Detach all that the journal knows of a sandbox; what is gone already is success.
+    """Detach all that is known of a sandbox; what is gone already is success.
 
-    Everything that can be released is; what could not stays in the journal, and the errors are told together.
+    Everything that can be released is. What came to be and could not be released stays in the journal, and the errors
+    are told together; what never came to be is told as an Event, and tried again without the runtime.
     """
-    with node.journal.page(call.container_id, call.ifname) as page:
+    with node.journal.page(call.container_id, call.ifname) as page, node.place(call.verb):
         ref = page.entry.pod if page.entry else plan.pod_ref(call)
-        teardown.sandbox(page, call, node)
+        failures = teardown.sandbox(page, call, node)
     if ref and node.store:
         node.store.forget(ref)
+        for failure in failures:
+            if failure.tries > _TOLD_TRIES:
+                continue
+            _event(node, Pod(ref.namespace, ref.name, ref.uid), "Warning", "FailedDetach", _failed(failure))
 
 
 def check(call: Call, node: Node) -> None:
     """Raise when an interface, an address or a claimed default route of the sandbox is not as ADD left it."""
-    with node.journal.page(call.container_id, call.ifname) as page:
+    with node.journal.page(call.container_id, call.ifname) as page, node.place(call.verb):
         if page.entry is None:
             raise CniError(
                 Code.UNKNOWN_CONTAINER,
@@ -90,6 +109,8 @@ def check(call: Call, node: Node) -> None:
                 "its journal entry is damaged" if page.damaged else "nothing was added for it",
             )
         attachments = page.entry.attachments
+        if not attachments:
+            raise CniError(Code.UNKNOWN_CONTAINER, f"sandbox {call.container_id} ({call.ifname}) was deleted")
         for attachment in attachments:
             node.chain.check(attachment, call)
         gateway.check(call.netns, gateway.claims(attachments))
@@ -105,65 +126,9 @@ def status(call: Call, node: Node) -> None:
             raise
         raise CniError(Code.NOT_AVAILABLE, error.msg, error.details) from error
     for attachment in attachments:
+        if trouble := tried(lambda: node.chain.refuse_unfit(attachment, call)):  # noqa: B023
+            raise CniError(Code.NOT_AVAILABLE, trouble.msg, trouble.details) from trouble
         node.chain.status(attachment, call)
-
-
-def gc(call: Call, node: Node) -> None:
-    """Detach every sandbox that the runtime no longer lists, then let every network's plugins sweep."""
-    valid = _valid(call)
-    known = node.journal.sandboxes()
-    owners = {container_id for container_id, _ in known} | {container_id for container_id, _ in valid}
-    finish(
-        "garbage collection",
-        *(partial(_collect, *one, call, node) for one in known if one not in valid),
-        *(partial(_collect_stray, one, call, node) for one in sorted(node.chain.cache.sandboxes() - owners)),
-        partial(_sweep, call, node),
-    )
-
-
-def _collect(container_id: str, ifname: str, call: Call, node: Node) -> None:
-    """Take down one sandbox that is in use no more, if it belongs to this network."""
-    with node.journal.page(container_id, ifname, wait=False) as page:
-        if page.entry and page.entry.network != node.config.name:
-            return
-        gone = replace(call, container_id=container_id, ifname=ifname, netns=page.entry.netns if page.entry else "")
-        teardown.sandbox(page, gone, node)
-
-
-def _collect_stray(container_id: str, call: Call, node: Node) -> None:
-    """Take down what only a kept result still tells of."""
-    gone = replace(call, container_id=container_id, netns="")
-    teardown.chains(node.chain.cache.attachments(container_id, ""), gone, node)
-
-
-def _sweep(call: Call, node: Node) -> None:
-    """Call GC once for every network in use, with the attachments of it that are left."""
-    in_use: dict[str, tuple[Attachment, set[tuple[str, str]]]] = {
-        attachment.conflist.name: (attachment, set())
-        for attachment in plan.attachments(call, node.config, None, node.store)
-    }
-    for container_id, ifname in node.journal.sandboxes():
-        with node.journal.page(container_id, ifname) as page:
-            for attachment in page.entry.attachments if page.entry else ():
-                name = attachment.conflist.name
-                in_use.setdefault(name, (attachment, set()))[1].add((container_id, attachment.ifname))
-    steps = [partial(node.chain.gc, one, call, left) for one, left in in_use.values()]
-    finish("garbage collection", *steps)
-
-
-def _valid(call: Call) -> set[tuple[str, str]]:
-    """Return the (container id, interface) pairs that the runtime still uses (spec: cni.dev/valid-attachments)."""
-    listed = call.config.get("cni.dev/valid-attachments", call.config.get("cni.dev/attachments"))
-    if not isinstance(listed, list) or not all(
-        isinstance(item, dict) and isinstance(item.get("containerID"), str) and isinstance(item.get("ifname"), str)
-        for item in listed
-    ):
-        raise CniError(
-            Code.INVALID_CONFIG,
-            "GC: 'cni.dev/valid-attachments' must be a list of {containerID, ifname}",
-            "without it nothing is collected",
-        )
-    return {(item["containerID"], item["ifname"]) for item in listed}
 
 
 # --- the pod and its namespace ----------------------------------------------------------------------------------------
@@ -230,6 +195,10 @@ def _event(node: Node, pod: Pod | None, kind: Literal["Normal", "Warning"], reas
             log.warning("event %s of pod %s was not told: %s", reason, pod.ref, error)
 
 
+def _failed(failure: Failure) -> str:
+    return f"{failure.attachment} did not come to be and could not be cleaned up, it is tried again: {failure.reason}"
+
+
 def _added(attachment: Attachment, result: Result) -> str:
     addresses = " ".join(ip.address.with_prefixlen for ip in result.ips)
     return f"Add {attachment.ifname} [{addresses}] from {attachment.name}"
@@ -240,5 +209,5 @@ STORIES: dict[str, Callable[[Call, Node], dict[str, Any] | None]] = {
     "CHECK": check,
     "DEL": delete,
     "STATUS": status,
-    "GC": gc,
+    "GC": collection.gc,
 }

@@ -106,8 +106,7 @@ class Stage:
     def run(self, verb: str, pod: str = "", container: str = "c1", **more: Any) -> Any:
         """Tell the story of one verb."""
         call = self.call(verb, pod, container, **more)
-        story = {"ADD": verbs.add, "CHECK": verbs.check, "DEL": verbs.delete, "STATUS": verbs.status, "GC": verbs.gc}
-        return story[verb](
+        return verbs.STORIES[verb](
             call, self.node(**{key: value for key, value in more.items() if key not in ("netns", "uid")})
         )
 

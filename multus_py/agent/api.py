@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from multus_py.agent import spool
 from multus_py.cni import result as results
 from multus_py.cni import serve
-from multus_py.cni.errors import CniError, Code
+from multus_py.cni.errors import CniError, Code, unforeseen
 
 # Our own shim asks for the very text of standard output; multus-cni's wants the result of 1.1.0 under "Result".
 OUR_SHIM = "X-Multus-Py-Shim"
@@ -161,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
             return Reply(status, _json(error.to_json(serve.version_of(stdin))))
         except Exception as error:  # noqa: BLE001  the boundary: the runtime gets an error that it can read
             serve.log_unforeseen(error)
-            return Reply(HTTPStatus.BAD_REQUEST, _json(serve.unforeseen(error).to_json(serve.version_of(stdin))))
+            return Reply(HTTPStatus.BAD_REQUEST, _json(unforeseen(error).to_json(serve.version_of(stdin))))
 
     def _told(self, env: dict[str, str], stdin: bytes, body: bytes) -> dict[str, Any] | None:
         if self.path == "/cni":

@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 from multus_py import attach, device_info, gateway, plan, selection, teardown
+from multus_py.cni import result as results
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError, Code
+from multus_py.cni.errors import CniError, Code, tried
 from multus_py.cni.result import Result
-from multus_py.journal import Entry, Page, boot
+from multus_py.journal import Entry, Failure, Page, Progress, boot, complete, uncertain, uptime
 from multus_py.kube.store import Pod
 from multus_py.node import Node
 from multus_py.plan import Attachment
@@ -34,8 +35,11 @@ def sandbox(call: Call, node: Node) -> Iterator[tuple[Page, Entry]]:
             yield page, page.entry
             return
         whole = replace(call, ifname=PRIMARY)
-        there = teardown.known(page, whole, node)
-        yield page, Entry(node.config.name, call.container_id, PRIMARY, call.netns, there, plan.pod_ref(call), boot())
+        there = [one for one, _ in teardown.known(page, whole, node)]
+        yield page, Entry(
+            node.config.name, call.container_id, PRIMARY, call.netns, tuple(there), plan.pod_ref(call), boot(),
+            progress={one.ifname: uncertain(one) for one in there}, since=uptime(),
+        )  # fmt: skip
 
 
 def plug(attachment: Attachment, call: Call, node: Node, pod: Pod | None) -> Result:
@@ -46,21 +50,40 @@ def plug(attachment: Attachment, call: Call, node: Node, pod: Pod | None) -> Res
     with sandbox(call, node) as (page, entry):
         if any(other.ifname == attachment.ifname for other in entry.attachments):
             raise CniError(Code.INVALID_CONFIG, f"the sandbox has an interface {attachment.ifname} already")
+        node.chain.refuse_unfit(attachment, call)
         attach.refuse_taken_names(call.netns, [attachment])
         grown = replace(entry, attachments=(*entry.attachments, attachment), netns=call.netns)
-        page.write(grown)
-        try:
-            attach.beside(entry.attachments, attachment, call, node)
-            told = attach.settle(attach.kept(grown.attachments, call, node), gateway.claims([attachment]), call, node)
-            attach.publish(told, call.netns, node, pod)
-        except BaseException as error:
+        with node.journal.attaching():
+            page.write(grown)
             try:
-                _detach(attachment, entry, call, node)
-                page.write(entry)
-            except CniError as trouble:
-                error.add_note(f"and could not be taken back yet, the pod's DEL will: {trouble}")
-            raise
+                told = _attach(page, grown.attachments, call, node)
+                results.write(told[-1][1], call.version)  # before anybody is told: an old version cannot say all
+                attach.publish(told, call.netns, node, pod)
+            except BaseException as error:
+                if trouble := tried(lambda: _take_back(page, entry, call, node)):
+                    error.add_note(f"and could not be taken back yet, the pod's DEL will: {trouble}")
+                raise
     return told[-1][1]
+
+
+def _attach(page: Page, attachments: Sequence[Attachment], call: Call, node: Node) -> list[attach.Told]:
+    """Attach the last of *attachments*, the others are there; return all with their results."""
+    *before, new = attachments
+    attach.beside(page, before, new, call, node)
+    page.done(new, *complete(new))
+    return attach.settle(attach.kept(attachments, call, node), gateway.claims([new]), call, node)
+
+
+def _take_back(page: Page, before: Entry, call: Call, node: Node) -> None:
+    """Detach the network that could not be plugged; the page is as it was *before*, and knows what failed."""
+    if page.entry:
+        attachment = page.entry.attachments[-1]
+        failure, _ = _detach(attachment, page.entry.reached(attachment), before, call, node)
+        page.write(_failed(before, failure))
+
+
+def _failed(entry: Entry, failure: Failure | None) -> Entry:
+    return replace(entry, failures=(*entry.failures, failure)) if failure else entry
 
 
 def unplug(ifname: str, call: Call, node: Node, pod: Pod | None) -> bool:
@@ -71,16 +94,19 @@ def unplug(ifname: str, call: Call, node: Node, pod: Pod | None) -> bool:
             return False
         call = replace(call, netns=call.netns or entry.netns)
         left = replace(entry, attachments=tuple(item for item in entry.attachments if item is not found))
-        told = _detach(found, left, call, node)
-        page.write(left)
+        failure, told = _detach(found, entry.reached(found), left, call, node)
+        page.write(_failed(left, failure))
         attach.publish(told, call.netns, node, pod)
     return True
 
 
-def _detach(attachment: Attachment, left: Entry, call: Call, node: Node) -> list[attach.Told]:
+def _detach(
+    attachment: Attachment, progress: Progress, left: Entry, call: Call, node: Node
+) -> tuple[Failure | None, list[attach.Told]]:
     """Detach one network and give back the default routes that it claimed; return what is *left* with its results."""
-    teardown.detach(attachment, call, node)
-    return attach.give_back(attach.kept(left.attachments, call, node), gateway.claims([attachment]), call, node)
+    failure = teardown.detach(attachment, progress, call, node)
+    kept = attach.kept(left.attachments, call, node)
+    return failure, attach.give_back(kept, gateway.claims([attachment]), call, node)
 
 
 def wanted(call: Call, asked: Mapping[str, Any], node: Node, pod: Pod | None) -> Attachment:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from multus_py.cni.call import Call
@@ -96,8 +96,8 @@ class Lane:
 class Lanes:
     """Two lanes with *adds* and *deletes* places: a burst of ADDs never keeps a DEL waiting, nor the other way round.
 
-    Calls for one sandbox wait for each other at its journal page. A DEL that comes while one for the same sandbox is at
-    work gets that one's answer.
+    Calls for one sandbox wait for each other at its journal page, before they have a place: who waits for a sandbox
+    keeps nobody else waiting. A DEL that comes while one for the same sandbox is at work gets that one's answer.
     """
 
     def __init__(self, adds: int, deletes: int) -> None:
@@ -108,15 +108,16 @@ class Lanes:
         self._idle = threading.Condition(self._lock)
 
     def run(self, call: Call, story: Story) -> dict[str, Any] | None:
-        """Tell *story* for *call* when there is a place."""
+        """Tell *story* for *call*: it takes a `place` when it has its sandbox."""
         with self._counted():
             if call.verb == "DEL":
                 self._delete((call.container_id, call.ifname), story)
                 return None
-            if call.verb in ("STATUS", "VERSION"):
-                return story()
-            with self.adds.entered():
-                return story()
+            return story()
+
+    def place(self, verb: str) -> AbstractContextManager[None]:
+        """Have a place in the lane of *verb* for the time of the block."""
+        return (self.deletes if verb == "DEL" else self.adds).entered()
 
     def give_up(self) -> None:
         """Let the next call compute; for a thread that waits for an executable."""
@@ -142,8 +143,7 @@ class Lanes:
             others.result()
             return
         try:
-            with self.deletes.entered():
-                story()
+            story()
         except BaseException as trouble:
             mine.set_exception(trouble)
             raise

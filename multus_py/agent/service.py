@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from multus_py import config as configs
-from multus_py import plan, verbs
+from multus_py import plan, teardown, verbs
 from multus_py.agent import hotplug, reconciler
 from multus_py.agent.api import NotReady
 from multus_py.agent.config import DaemonConfig
@@ -24,7 +24,7 @@ from multus_py.cni import result as results
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
 from multus_py.executables import Executables
-from multus_py.journal import Entry, Journal
+from multus_py.journal import Entry, Journal, complete
 from multus_py.kube.store import NETWORKS, KubeStore, NotFound, Pod
 from multus_py.node import Node
 from multus_py.plugins import Plugins
@@ -87,7 +87,7 @@ class Service:
             return results.write(hotplug.plug(attachment, call, node, pod), call.version)
         if call.verb == "DEL":
             if not hotplug.unplug(call.ifname, call, node, pod):
-                node.chain.delete(attachment, call)
+                teardown.detach(attachment, complete(attachment), call, node)
         elif call.verb == "CHECK":
             node.chain.check(attachment, call)
         else:
@@ -98,8 +98,10 @@ class Service:
         """Make up for one DEL, unless its sandbox was attached anew since: some runtimes use a container id again."""
         call = calls.parse({"CNI_IFNAME": hotplug.PRIMARY, **tombstone.env}, tombstone.stdin)
         node, _ = self.node(call)
-        if node.journal.written(call.container_id, call.ifname) <= tombstone.time:
-            self.cni(tombstone.env, tombstone.stdin)
+        if tombstone.is_older(node.journal, call):
+            log.info("spool: %s: its sandbox was attached anew since, nothing to do", tombstone.path.name)
+            return
+        self.cni(tombstone.env, tombstone.stdin)
 
     def node(self, call: Call) -> tuple[Node, Call]:
         """Return the node that the daemon's file and the call's own config describe, and the call for it."""
@@ -121,6 +123,7 @@ class Service:
             sleep=time.sleep,
             monotonic=time.monotonic,
             elsewhere=self.workers,
+            place=self.lanes.place,
         )
         return node, replace(call, path=settings.path(call.path))
 

@@ -5,11 +5,16 @@ import base64
 import binascii
 import json
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from multus_py import journal
+from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
+from multus_py.journal import Journal
 
 log = logging.getLogger("multus_py")
 
@@ -18,16 +23,35 @@ _DAMAGED = ".damaged"
 
 @dataclass(frozen=True)
 class Tombstone:
-    """One DEL as the runtime made it: environment and standard input, and when, in seconds since the epoch."""
+    """One DEL as the runtime made it: environment and standard input, and when.
+
+    *time* is in seconds since the epoch. *boot* names the kernel's life and *since* the seconds since it began, by the
+    clock that nobody sets: "" and 0 from shims that did not write them.
+    """
 
     path: Path
     env: dict[str, str]
     stdin: bytes
     time: float
+    boot: str = ""
+    since: float = 0.0
 
     def remove(self) -> None:
         """The DEL was confirmed."""
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # read-only or damaged: it is tried again, DEL may come twice
+            self.path.unlink(missing_ok=True)
+
+    def is_older(self, book: Journal, call: Call) -> bool:
+        """Tell whether the sandbox was attached anew since: some runtimes use a container id again."""
+        try:
+            entry = book.read(call.container_id, call.ifname)
+        except CniError:
+            return False
+        if not entry.since or entry.boot != journal.boot():
+            return False  # a page of an earlier build or boot is no newer attachment
+        if self.boot:
+            return self.boot != entry.boot or self.since < entry.since
+        return self.time < time.time() - journal.uptime() + entry.since
 
 
 @dataclass(frozen=True)
@@ -36,34 +60,41 @@ class Spool:
 
     folder: Path
 
-    def tombstones(self) -> Iterator[Tombstone]:
-        """Yield what is there, oldest first; a file that cannot be read is set aside and logged."""
-        for path in self._files():
+    def tombstones(self, files: Iterable[Path]) -> Iterator[Tombstone]:
+        """Yield what *files* hold, in their order; what cannot be read is set aside and logged."""
+        for path in files:
             try:
                 yield decode(path.read_bytes(), path)
             except FileNotFoundError:
                 continue
-            except CniError as error:
+            except (OSError, CniError) as error:
                 log.warning("spool: %s: %s; it is kept as %s", path.name, error, path.name + _DAMAGED)
-                path.rename(path.with_name(path.name + _DAMAGED))
+                with suppress(OSError):  # the next look tries again
+                    path.rename(path.with_name(path.name + _DAMAGED))
 
     def __len__(self) -> int:
-        return len(self._files())
+        return len(self.files())
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """Return the tombstones' files, oldest first."""
         try:
             return sorted(path for path in self.folder.iterdir() if path.suffix == ".json" and path.name[0] != ".")
-        except FileNotFoundError:
+        except OSError:
             return []
 
 
 def decode(text: bytes, path: Path) -> Tombstone:
-    """Read a tombstone: `env`, `config` in base64 and `time` (code 6 when it is none)."""
+    """Read a tombstone: `env`, `config` in base64, `time`, and `boot` and `since` (code 6 when it is none)."""
     env, stdin = request(text)
-    time = json.loads(text).get("time")
-    if isinstance(time, bool) or not isinstance(time, int | float):
-        raise CniError(Code.DECODE, "the tombstone has no 'time'")
-    return Tombstone(path, env, stdin, time)
+    body = json.loads(text)
+    when, boot, since = body.get("time"), body.get("boot", ""), body.get("since", 0.0)
+    if not _is_number(when) or not _is_number(since) or not isinstance(boot, str):
+        raise CniError(Code.DECODE, "the tombstone has no 'time', or no usable 'boot' and 'since'")
+    return Tombstone(path, env, stdin, when, boot, since)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def request(text: bytes) -> tuple[dict[str, str], bytes]:

@@ -18,7 +18,7 @@ from multus_py import plugins
 from multus_py.chain import Chain
 from multus_py.cni import serve
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError
+from multus_py.cni.errors import CniError, unforeseen
 from multus_py.node import Done
 from multus_py.plan import Attachment
 from multus_py.plugins import Plugins
@@ -60,7 +60,7 @@ def run(task: Task) -> Answer:
             return _failed(answer, error.while_(str(attachment)))
         except Exception as error:  # noqa: BLE001  the boundary: the next task must find this process
             serve.log_unforeseen(error)
-            return _failed(answer, serve.unforeseen(error))
+            return _failed(answer, unforeseen(error))
         answer.done.append((body, time.monotonic() - started))
     return answer
 

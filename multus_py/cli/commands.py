@@ -29,6 +29,7 @@ COMMANDS = {
     "uninstall": Command("multus_py.cli.uninstall", "take executable and conf away again, the node works as before"),
     "lab": Command("multus_py.cli.lab", "throw-away pods from manifests on this machine, no cluster"),
     "status": Command("multus_py.cli.status", "attachments on this node, checked against the kernel"),
+    "forget": Command("multus_py.cli.forget", "drop what the journal keeps of a sandbox that never goes"),
     "lint": Command("multus_py.cli.lint", "find what is wrong in definitions, pods and configs"),
     "doctor": Command("multus_py.cli.doctor", "is this node fit: folders, plugins, kernel, sockets, leftovers"),
 }

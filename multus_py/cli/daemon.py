@@ -14,7 +14,8 @@ it read again; SIGTERM drains and ends.
 With --once nothing is served: DELs that wait are made up for, and what sandboxes held that are gone is released. This
 is for a node whose daemon was taken away.
 
-exit status: 0 told to end, or with --once no DEL is waiting; 1 cannot start, or some are; 2 wrong usage"""
+exit status: 0 told to end, or with --once all that was to be released is; 1 cannot start, or something waits; 2 wrong
+usage"""
 
 
 def add_parser(commands: Any) -> None:
@@ -36,5 +37,9 @@ def run(args: argparse.Namespace) -> int:
     if args.once:
         left = daemon.once(args.config)
         print(f"{left.sandboxes} sandboxes and {left.tombstones} waiting DELs are left")
-        return 1 if left.tombstones else 0
+        if left.gone:
+            print(f"{left.gone} of the sandboxes are gone and could not be released: the log says why")
+        if left.failures:
+            print(f"{left.failures} networks never came to be and cannot be cleaned up: see `multus-py doctor`")
+        return int(bool(left.tombstones or left.gone or left.failures))
     return daemon.main(args.config)

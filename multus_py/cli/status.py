@@ -68,6 +68,10 @@ def _rows(found: Iterable[Any]) -> Iterator[tuple[str, ...]]:
                 "" if n else name, item.ifname, item.network, " ".join(item.ips), item.mac, str(item.mtu or ""),
                 _device(item.device or {}), "; ".join(item.drift),
             )  # fmt: skip
+        for item in sandbox.failed:
+            end = "given up" if item.final else "it is tried again"
+            words = f"never came to be, DEL failed {item.tries} times, {end}: {item.reason}"
+            yield (name, item.ifname, item.network, "", "", "", "", words)
 
 
 def _device(told: Any) -> str:

@@ -78,7 +78,8 @@ def _drain(cni_dir: Path, seconds: float) -> None:
             raise CniError(
                 Code.TRY_AGAIN,
                 f"{left.sandboxes} sandboxes and {left.tombstones} waiting DELs are left after {seconds:g} s",
-                "is the daemon running? `multus-py daemon --config FILE --once` does its work once",
+                "is the daemon running? `multus-py daemon --config FILE --once` does its work once; `multus-py doctor` "
+                "tells why one stays, `multus-py forget` drops it",
             )
         time.sleep(_LOOK)
 
@@ -89,6 +90,11 @@ def _tell(done: Removed) -> None:
         lines.append(f"removed     {done.results} results that the runtime kept of sandboxes that are gone")
     if done.kept:
         lines.append(f"kept        {done.kept}")
+    if done.remaining.failures:
+        lines.append(
+            f"{done.remaining.failures} networks never came to be and cannot be cleaned up: `multus-py doctor` lists "
+            "them, `multus-py forget` drops them"
+        )
     if done.remaining:
         lines += [
             f"{done.remaining.sandboxes} sandboxes are left in {done.cni_dir}, and {done.remaining.tombstones} DELs "
@@ -106,4 +112,5 @@ def _to_json(done: Removed) -> dict[str, Any]:
         "kept": str(done.kept) if done.kept else None,
         "sandboxes": done.remaining.sandboxes,
         "tombstones": done.remaining.tombstones,
+        "failures": done.remaining.failures,
     }

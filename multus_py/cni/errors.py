@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Self
 
+Step = Callable[[], object]  # of taking down: it may raise anything
+
 
 class Code(IntEnum):
     """Error codes of the CNI specification; 100 and above belong to plugins."""
@@ -82,13 +84,25 @@ def gathered(doing: str, troubles: Sequence[CniError]) -> CniError:
     )
 
 
-def finish(doing: str, *steps: Callable[[], object]) -> None:
-    """Run every step, whatever the others met; then raise all they met as one error."""
-    troubles = []
-    for step in steps:
-        try:
-            step()
-        except CniError as trouble:
-            troubles.append(trouble)
-    if troubles:
+def unforeseen(error: Exception) -> CniError:
+    """Return the CNI error for any other: code 999 for one that nobody expected."""
+    if isinstance(error, CniError):
+        return error
+    told = CniError(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}", "please report it")
+    told.__cause__ = error
+    return told
+
+
+def tried(step: Step) -> CniError | None:
+    """Run one step of taking down; return what it met, whatever kind of error that is."""
+    try:
+        step()
+    except Exception as trouble:  # noqa: BLE001  the steps after it are tried, whatever this one met
+        return unforeseen(trouble)
+    return None
+
+
+def finish(doing: str, *steps: Step) -> None:
+    """Run every step, whatever the others met; then raise all they met as one `CniError`."""
+    if troubles := [trouble for step in steps if (trouble := tried(step))]:
         raise gathered(doing, troubles)

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from multus_py.cni import call as calls
 from multus_py.cni import versions
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError, Code
+from multus_py.cni.errors import CniError, unforeseen
 
 Handler = Callable[[Call], dict[str, Any] | None]
 
@@ -48,11 +48,6 @@ def answer(handle: Handler, env: Mapping[str, str], stdin: bytes) -> tuple[dict[
 def log_unforeseen(error: Exception) -> None:
     """Write the trace of an error that nobody expected to standard error."""
     sys.stderr.write("".join(traceback.format_exception(error)))
-
-
-def unforeseen(error: Exception) -> CniError:
-    """Return the CNI error, code 999, for one that nobody expected."""
-    return CniError(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}", "please report it")
 
 
 def version_reply(call: Call) -> dict[str, Any]:

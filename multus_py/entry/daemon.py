@@ -111,7 +111,7 @@ class Daemon:
         )
 
     def start(self) -> None:
-        """Begin to answer DEL and health at once, the rest when the store is synced and the spool was gone through."""
+        """Begin to answer DEL and health at once, the rest when the store is synced; the spool is replayed beside."""
         config = self._service.config
         self._lock = _alone(config.socket_dir, _LOCK_WAIT)
         plugins.preload()
@@ -131,7 +131,6 @@ class Daemon:
             start()
         self._look()
         self._following = self._thread(self._follow_folder, "conf folder")
-        self._reconciler.replay_spool()
         self._thread(self._look_after, "reconciler")
         log.info("listening on %s", config.socket_dir / "multus.sock")
 
@@ -186,14 +185,16 @@ class Daemon:
     def _look_after(self) -> None:
         """Replay the spool as soon as it holds something; look over the node from time to time."""
         next_round = 0.0
-        while not self._stop.asked.wait(_TICK):
+        while True:
             try:
                 self._reconciler.replay_spool()
                 if time.monotonic() >= next_round:
-                    self._round()
                     next_round = time.monotonic() + self._service.config.reconcile_interval
+                    self._round()
             except Exception:
                 log.exception("the reconciler met something that nobody expected; it goes on")
+            if self._stop.asked.wait(_TICK):
+                return
 
     def _round(self) -> None:
         node = self._service.own_node()
@@ -220,6 +221,10 @@ class Daemon:
         node = self._service.own_node()
         self._metrics.gauge("journal_sandboxes", "Sandboxes in the journal", lambda: len(node.journal.sandboxes()))
         self._metrics.gauge("spool_tombstones", "DELs to be replayed", lambda: len(self._reconciler.spool))
+        self._metrics.gauge(
+            "journal_failures", "Networks that did not come to be and could not be taken back",
+            lambda: self._reconciler.left,
+        )  # fmt: skip
         self._metrics.gauge(
             "calls_under_way", "Calls being worked on or waiting", lambda: self._service.lanes.under_way
         )
@@ -295,11 +300,11 @@ class Daemon:
         if self._keeper:
             self._keeper.settle()
         try:
-            self._reconciler.replay_spool()
+            self._reconciler.replay_all()
             self._reconciler.release_dead(node)
         finally:
             self._spawner.close()
-        return install.Remaining(len(node.journal.sandboxes()), len(self._reconciler.spool))
+        return install.remaining(node.config.cni_dir, config.spool_dir)
 
     def _thread(self, work: Callable[[], Any], name: str) -> threading.Thread:
         thread = threading.Thread(target=work, name=name, daemon=True)

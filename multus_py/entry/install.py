@@ -133,10 +133,15 @@ class Removal:
 
 @dataclass(frozen=True)
 class Remaining:
-    """What still depends on us: sandboxes in the journal, and DELs that wait for a daemon."""
+    """What still depends on us: sandboxes in the journal, of which so many are *gone*, and DELs that wait for a daemon.
+
+    *failures* are networks that never came to be and could not be taken back: nothing waits for them.
+    """
 
     sandboxes: int = 0
     tombstones: int = 0
+    gone: int = 0
+    failures: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.sandboxes or self.tombstones)
@@ -184,9 +189,20 @@ def uninstall(asked: Removal) -> Removed:
     return done
 
 
-def remaining(cni_dir: Path) -> Remaining:
-    """Return what still depends on us."""
-    return Remaining(len(Journal(cni_dir / "attachments").sandboxes()), len(Spool(cni_dir / "spool")))
+def remaining(cni_dir: Path, spool_dir: Path | None = None) -> Remaining:
+    """Return what still depends on us; a page that cannot be read may be a sandbox's."""
+    book = Journal(cni_dir / "attachments")
+    sandboxes, gone, failures = 0, 0, 0
+    for sandbox in book.sandboxes():
+        try:
+            entry = book.read(*sandbox)
+        except CniError:
+            sandboxes += 1
+            continue
+        sandboxes += bool(entry.attachments)
+        gone += bool(entry.attachments) and entry.is_gone()
+        failures += len(entry.failures)
+    return Remaining(sandboxes, len(Spool(spool_dir or cni_dir / "spool")), gone, failures)
 
 
 def _hand_back(folders: Folders, name: str, done: Removed) -> None:

@@ -293,6 +293,17 @@ static bool is_ifname(const char *name) { /* spec section 2; of those the ones t
     return len > 0 && len <= 15;
 }
 
+/* Say when this is by the clock that nobody sets, and in which life of the kernel; nothing where it tells none. */
+static void put_uptime(void) {
+    char boot[37] = {0};
+    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    bool whole = fd >= 0 && read(fd, boot, 36) == 36 && strspn(boot, ALPHANUMERIC "-") == 36;
+    if (fd >= 0) close(fd);
+    struct timespec clock;
+    if (!whole || clock_gettime(CLOCK_BOOTTIME, &clock)) return;
+    putf(&call, ",\"boot\":\"%s\",\"since\":%lld.%09ld", boot, (long long)clock.tv_sec, clock.tv_nsec);
+}
+
 /* Keep the DEL for the daemon's return and end with success; `why` it is kept is told when that fails. */
 static _Noreturn void bury(const char *why) {
     const char *id = getenv("CNI_CONTAINERID"), *ifname = getenv("CNI_IFNAME");
@@ -309,6 +320,7 @@ static _Noreturn void bury(const char *why) {
     struct text spool = {0};
     if (config.texts[SPOOL_DIR].len) putf(&spool, "%s", config.texts[SPOOL_DIR].at);
     else putf(&spool, "%s/spool", config.texts[CNI_DIR].len ? config.texts[CNI_DIR].at : "/var/lib/cni/multus");
+    put_uptime();
     putf(&call, ",\"time\":%lld.%09ld}\n", seconds, clock.tv_nsec);
     int folder = open_folder(spool.at);
     if (folder < 0 || !write_durably(folder, name, &call))

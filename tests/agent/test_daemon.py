@@ -315,7 +315,7 @@ def test_a_late_delete_does_not_hit_a_newer_attachment(running, leftovers):
     running.call("DEL", "p")
     (tombstone,) = (running.folder / "cni/spool").iterdir()
     body = json.loads(tombstone.read_text())
-    tombstone.write_text(json.dumps({**body, "time": body["time"] - 3600}))
+    tombstone.write_text(json.dumps({**body, "since": body["since"] - 3600}))
     running.start()
     until(lambda: not running.spooled(), running.log)
     assert (0, None) == running.call("CHECK", "p")

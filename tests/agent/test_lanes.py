@@ -122,7 +122,12 @@ def test_a_del_waits_for_a_del_but_never_for_an_add(monkeypatch: pytest.MonkeyPa
 
     def run(verb: str, sandbox: str, story: Callable[[], None]) -> Callable[[], None]:
         call = Call(verb, container_id=sandbox, ifname="eth0", config={})
-        return lambda: lanes.run(call, story)
+
+        def placed() -> None:
+            with lanes.place(verb):
+                story()
+
+        return lambda: lanes.run(call, placed)
 
     def computes(word: str) -> Callable[[], None]:
         def story() -> None:

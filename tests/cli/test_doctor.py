@@ -59,8 +59,9 @@ class Node:
 
 
 @pytest.fixture
-def node(tmp_path, capsys):
-    """A sound node whose daemon is served by a socket of ours."""
+def node(tmp_path, capsys, monkeypatch):
+    """A sound node whose daemon is served by a socket of ours; how this machine's own mounts are is not its affair."""
+    monkeypatch.setattr("multus_py.cli.checkup.services._NAMESPACES", str(tmp_path / "netns"))
     found = Node(tmp_path / "n", capsys)
     folder = tmp_path / "n/run/multus"
     folder.mkdir(mode=0o700)

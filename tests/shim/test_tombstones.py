@@ -26,7 +26,7 @@ def test_it_holds_the_whole_call(box: Box) -> None:
     assert (done.code, done.stdout, done.stderr) == (0, b"", b"")
     (tombstone,) = box.spool.iterdir()
     body = json.loads(tombstone.read_bytes())
-    assert set(body) == {"env", "config", "time"}
+    assert set(body) == {"env", "config", "time", "boot", "since"}
     assert body["env"] == box.env("DEL", env)
     assert base64.b64decode(body["config"], validate=True) == stdin
     assert before <= body["time"] <= after

@@ -33,22 +33,29 @@ def _journal(place: Place) -> Iterator[Finding]:
         except journal.Damaged as trouble:
             advice = "its DEL makes up for it from the kept results; then the page goes"
             yield Finding(Level.WARNING, "journal", f"{path.name}: {trouble.msg}", advice)
-    gone = [entry for entry in entries if _is_gone(place, entry)]
+    attached = [entry for entry in entries if entry.attachments]
+    gone = [entry for entry in attached if entry.is_gone(place.root)]
     for entry in gone:
-        pod = f" of pod {entry.pod}" if entry.pod else ""
-        advice = "the daemon takes it down in its next round, or the runtime's GC does"
-        yield Finding(
-            Level.WARNING, "journal", f"sandbox {entry.container_id}{pod} is gone, its attachments are kept", advice
+        advice = (
+            "the daemon takes it down in its next round, or the runtime's GC does; when it stays, the daemon's log "
+            f"says why, and `multus-py forget {entry.container_id}` drops it"
         )
-    yield Finding(Level.OK, "journal", f"{len(entries) - len(gone)} sandboxes are attached")
+        yield Finding(Level.WARNING, "journal", f"{_named(entry)} is gone, its attachments are kept", advice)
+    yield from (finding for entry in entries for finding in _failures(entry))
+    yield Finding(Level.OK, "journal", f"{len(attached) - len(gone)} sandboxes are attached")
 
 
-def _is_gone(place: Place, entry: Entry) -> bool:
-    """Tell whether the sandbox's namespace is surely gone: another boot, or its folder is seen and it is not there."""
-    if entry.boot and entry.boot != journal.boot():
-        return True
-    path = place.at(entry.netns)
-    return bool(entry.netns) and path.parent.is_dir() and not path.exists()
+def _named(entry: Entry) -> str:
+    return f"sandbox {entry.container_id}" + (f" of pod {entry.pod}" if entry.pod else "")
+
+
+def _failures(entry: Entry) -> Iterator[Finding]:
+    """Yield what never came to be and cannot be cleaned up."""
+    for failure in entry.failures:
+        fact = f"{_named(entry)}: {failure.attachment} never came to be, and its DEL fails: {failure.reason}"
+        ends = f"`multus-py forget {entry.container_id}` shows what may leak and drops it"
+        advice = f"given up after {failure.tries} tries: {ends}" if failure.final else f"it is tried again; {ends}"
+        yield Finding(Level.WARNING, "journal", fact, advice)
 
 
 def _spool(place: Place) -> Iterator[Finding]:
