@@ -74,8 +74,11 @@ def parse(call: Call) -> Config:
     link_state = fields.text("link_state")
     if link_state and link_state not in LINK_STATES:
         raise _refused(f"invalid link_state value {link_state!r:.80}", f"one of {', '.join(LINK_STATES)}")
+    device = _device(call, fields)
+    if call.verb == "ADD" and not device:
+        raise _refused("VF pci addr is required", "'deviceID' says which function; a device plugin chooses one")
     return Config(
-        device=_device(call, fields),
+        device=device,
         data_dir=fields.text("dataDir") or DATA_DIR,
         vlan=_vlan(fields),
         mac=requested.mac(call, requested.cni_arg_mac(call), fields.text("mac")),
@@ -92,8 +95,6 @@ def parse(call: Call) -> Config:
 def add(request: Request) -> Result:
     """Lease the function, set it as asked, send its interface to the pod, and give that its addresses."""
     call, config = request.call, parse(request.call)
-    if not config.device:
-        raise _refused("VF pci addr is required", "'deviceID' says which function; a device plugin chooses one")
     with Undo() as undo:
         function, mac = _take(call, config, undo)
         given = Result()

@@ -87,8 +87,9 @@ class Entry:
     since: float = 0.0
 
     def reached(self, attachment: Attachment) -> Progress:
-        """Return how far ADD came in the chain of an attachment."""
-        return self.progress.get(attachment.ifname, Progress(0, 0))
+        """Return how far ADD came in the chain of an attachment: at least, when the machine went down meanwhile."""
+        begun, done = self.progress.get(attachment.ifname, (0, 0))
+        return Progress(begun, done) if self.boot == boot() else Progress(uncertain(attachment).begun, done)
 
     def is_gone(self, root: Path = Path("/")) -> bool:
         """Tell whether the sandbox's namespace is surely gone: of another boot, or its folder is there and it is not.
@@ -170,13 +171,10 @@ class Page:
     def begun(self, attachment: Attachment, begun: int, done: int) -> None:
         """Write down how far ADD came in a chain, before the next plugin is begun.
 
-        Not brought to the disk: what a power loss takes away with it was of a sandbox that it takes away, too, and its
-        DEL then asks every plugin. What cannot be written counts as not known.
+        Not brought to the disk: what a power loss takes away was of a sandbox that it takes away, too, and DEL then
+        asks every plugin.
         """
-        self.done(attachment, begun, done)
-        told, self._untold = self._untold, {}
-        with suppress(OSError):
-            self._append(_sealed({"progress": told}))
+        self._tell({**self._untold, attachment.ifname: Progress(begun, done)})
 
     def done(self, attachment: Attachment, begun: int, done: int) -> None:
         """Keep how far ADD came in a chain, to be written down with what is begun next."""
@@ -185,11 +183,19 @@ class Page:
             self.entry = replace(self.entry, progress={**self.entry.progress, **self._untold})
 
     def complete(self) -> None:
-        """Write down that all of the entry came to be."""
+        """Write down that all of the entry came to be; what a full disk does not take, the kept results say, too."""
         if self.entry:
-            self._untold = {one.ifname: complete(one) for one in self.entry.attachments}
-            last = self.entry.attachments[-1]
-            self.begun(last, *complete(last))
+            with suppress(CniError):
+                self._tell({one.ifname: complete(one) for one in self.entry.attachments})
+
+    def _tell(self, progress: Mapping[str, Progress]) -> None:
+        try:
+            self._append(_sealed({"progress": progress}))
+        except OSError as cause:
+            raise CniError(Code.IO, f"cannot write the journal {self.path}: {cause.strerror}") from cause
+        self._untold = {}
+        if self.entry:
+            self.entry = replace(self.entry, progress={**self.entry.progress, **progress})
 
     def set_aside(self) -> None:
         """Keep a copy of a damaged page beside it until the sandbox's DEL is confirmed, if the disk takes one."""
