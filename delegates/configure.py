@@ -69,7 +69,7 @@ def verify(kernel: Netlink, link: Link, promised: Result) -> None:
         if ip.interface in (None, *indexes) and ip.address not in held:
             raise _broken(link.name, f"has no address {ip.address}")
     found = [
-        (route.dst, route.gateway) for route in kernel.routes(table=0) if route.ifindex == link.index or route.hops
+        (route.dst, way.gateway) for route in kernel.routes(table=0) for way in route.ways if way.ifindex == link.index
     ]
     destinations = {dst for dst, _ in found}
     for route in promised.routes:

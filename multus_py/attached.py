@@ -175,8 +175,8 @@ def _differences(attachment: Attachment, result: Result | None, ips: tuple[str, 
 
 def _lost_routes(kernel: Netlink, index: int, claimed: list[gateway.Claim]) -> list[str]:
     return [
-        f"the IPv{claim.family} default route is not by {claim.gateway}"
+        f"the IPv{claim.family} default route is not by {claim}"
         for claim in claimed
-        if (index, claim.gateway)
-        not in [(route.ifindex, route.gateway) for route in kernel.default_routes(claim.family)]
+        if not {*claim.route(index).ways}
+        <= {way for route in kernel.default_routes(claim.family) for way in route.ways}
     ]

@@ -38,6 +38,7 @@ class MultusConfig:
     bin_dir: str = "/opt/cni/bin"
     cluster_network: str = ""
     default_networks: tuple[str, ...] = ()
+    require_default_networks: bool = False
     delegates: tuple[Mapping[str, Any], ...] = ()
     kubeconfig: str = ""
     manifests: str = ""
@@ -84,6 +85,7 @@ def parse(body: Mapping[str, Any]) -> MultusConfig:
         bin_dir=fields.text("binDir") or MultusConfig.bin_dir,
         cluster_network=fields.text("clusterNetwork"),
         default_networks=fields.texts("defaultNetworks") or (),
+        require_default_networks=fields.flag("requireDefaultNetworks"),
         delegates=fields.tables("delegates") or (),
         kubeconfig=fields.text("kubeconfig"),
         manifests=fields.text("manifests"),

@@ -22,22 +22,35 @@ _ANYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0
 
 @dataclass(frozen=True)
 class Claim:
-    """An attachment that is to have the default route of one family, and by which gateway."""
+    """An attachment that is to have the default route of one family, and by which gateways: several share it (ECMP)."""
 
     ifname: str
-    gateway: Address
+    gateways: tuple[Address, ...]
 
     @property
     def family(self) -> int:
         """4 or 6."""
-        return self.gateway.version
+        return self.gateways[0].version
+
+    def route(self, ifindex: int) -> netlink.Route:
+        """Return the default route that is claimed, of the interface *ifindex*."""
+        anywhere = _ANYWHERE[self.family]
+        if len(self.gateways) == 1:
+            return netlink.Route(dst=anywhere, gateway=self.gateways[0], ifindex=ifindex)
+        return netlink.Route(dst=anywhere, hops=tuple(netlink.Hop(ifindex, one) for one in self.gateways))
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, self.gateways))
 
 
 def claims(attachments: Sequence[Attachment]) -> tuple[Claim, ...]:
     """Return who asks for the default route: at most one per family, the plan refused more. `[]` asks for nothing."""
-    return tuple(
-        Claim(attachment.ifname, gateway) for attachment in attachments for gateway in attachment.default_route or ()
-    )
+    asked = [
+        (attachment.ifname, tuple(one for one in attachment.default_route or () if one.version == family))
+        for attachment in attachments
+        for family in (4, 6)
+    ]
+    return tuple(Claim(ifname, tuple(dict.fromkeys(gateways))) for ifname, gateways in asked if gateways)
 
 
 def settle(netns: str, claimed: Sequence[Claim]) -> None:
@@ -46,10 +59,10 @@ def settle(netns: str, claimed: Sequence[Claim]) -> None:
         for claim in claimed:
             link = kernel.link(claim.ifname)
             for route in kernel.default_routes(claim.family):
-                if route.ifindex != link.index:
+                if {way.ifindex for way in route.ways} != {link.index}:
                     kernel.replace_route(replace(route, table=WAITING))
                 kernel.delete_route(route)
-            kernel.replace_route(netlink.Route(dst=_ANYWHERE[claim.family], gateway=claim.gateway, ifindex=link.index))
+            kernel.replace_route(claim.route(link.index))
 
 
 def give_back(netns: str, claimed: Sequence[Claim]) -> tuple[tuple[str, Route], ...]:
@@ -65,15 +78,15 @@ def give_back(netns: str, claimed: Sequence[Claim]) -> tuple[tuple[str, Route], 
         for route in waiting:
             kernel.replace_route(replace(route, table=netlink.MAIN_TABLE))
             kernel.delete_route(route)
-        return tuple((names.get(route.ifindex, ""), _said(route)) for route in waiting)
+        return tuple((names.get(way.ifindex, ""), _said(route, way)) for route in waiting for way in route.ways)
     return ()
 
 
-def _said(route: netlink.Route) -> Route:
-    """Return a default route of the kernel as a result says it."""
+def _said(route: netlink.Route, way: netlink.Hop) -> Route:
+    """Return one way of a default route of the kernel as a result says it."""
     family = route.dst.version
     priority = 0 if route.priority == _UNSAID[family] else route.priority
-    return Route(_ANYWHERE[family], route.gateway, route.mtu, route.advmss, priority)
+    return Route(_ANYWHERE[family], way.gateway, route.mtu, route.advmss, priority)
 
 
 def check(netns: str, claimed: Sequence[Claim]) -> None:
@@ -84,10 +97,11 @@ def check(netns: str, claimed: Sequence[Claim]) -> None:
         for claim in claimed:
             link = kernel.link(claim.ifname)
             found = kernel.default_routes(claim.family)
-            if [(route.ifindex, route.gateway) for route in found] != [(link.index, claim.gateway)]:
+            ways = [way for route in found for way in route.ways]
+            if sorted(ways, key=str) != sorted(claim.route(link.index).ways, key=str):
                 raise CniError(
                     Code.INTERNAL,
-                    f"the IPv{claim.family} default route is not by {claim.gateway} on {claim.ifname} alone",
+                    f"the IPv{claim.family} default route is not by {claim} on {claim.ifname} alone",
                     f"found {len(found)}",
                 )
 
@@ -96,7 +110,7 @@ def told(attachment: Attachment, result: Result, claimed: Sequence[Claim]) -> Re
     """Return *result* as it is after `settle`: no default route of a family that another attachment claimed."""
     mine = [claim for claim in claimed if claim.ifname == attachment.ifname]
     stripped = without_defaults(result, frozenset(claim.family for claim in claimed))
-    routes = tuple(Route(_ANYWHERE[claim.family], claim.gateway) for claim in mine)
+    routes = tuple(Route(_ANYWHERE[claim.family], gateway) for claim in mine for gateway in claim.gateways)
     return replace(stripped, routes=stripped.routes + routes)
 
 

@@ -477,7 +477,7 @@ def _failure_from_json(body: Mapping[str, Any]) -> Failure:
 def _attachment_from_json(body: Mapping[str, Any]) -> Attachment:
     return Attachment(
         name=body["name"],
-        conflist=replace(conflist.parse(body["config"]), single=body["single"]),
+        conflist=replace(conflist.parse(body["config"], in_folder=True), single=body["single"]),
         ifname=names.interface(body["ifName"]),
         primary=body["primary"],
         args=tuple((key, value) for key, value in body["args"]),

@@ -196,6 +196,11 @@ class Route:
         """Tell whether it is a default route: prefix length 0."""
         return self.dst.prefixlen == 0
 
+    @property
+    def ways(self) -> tuple[Hop, ...]:
+        """Its hops; the one that it is by when it has no more."""
+        return self.hops or (Hop(self.ifindex, self.gateway),)
+
 
 @dataclass(frozen=True)
 class Neighbour:
@@ -886,7 +891,10 @@ def _hop(family: int, hop: Hop) -> bytes:
 
 def _words(route: Route) -> str:
     target = "default" if route.is_default else str(route.dst)
-    return f"{target}{f' via {route.gateway}' if route.gateway else ''} on interface {route.ifindex}"
+    ways = " and".join(
+        f"{f' via {way.gateway}' if way.gateway else ''} on interface {way.ifindex}" for way in route.ways
+    )
+    return target + ways
 
 
 def _neighbour(body: bytes) -> Neighbour:

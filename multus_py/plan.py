@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from multus_py import device_info, devices, selection
+from multus_py import capabilities, device_info, devices, selection
 from multus_py.cni import conflist
 from multus_py.cni.call import Call, json_object
 from multus_py.cni.conflist import Conflist
@@ -17,6 +17,7 @@ from multus_py.cni.result import Address
 from multus_py.config import MultusConfig, delegates_to_us
 from multus_py.kube.store import (
     DEFAULT_NETWORK,
+    DEFAULT_NETWORKS,
     NETWORKS,
     RESOURCE_NAME,
     Device,
@@ -28,10 +29,9 @@ from multus_py.kube.store import (
 )
 from multus_py.selection import Selection
 
-CONF_ENDINGS = (".conf", ".conflist", ".json")
+_LIST = ".conflist"
+CONF_ENDINGS = (".conf", _LIST, ".json")
 _CHAIN_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
-# What the runtime says of one interface concerns the interface it asked for, not the pod's other ones.
-_ONE_INTERFACE = frozenset({"mac", "ips", "infinibandGUID", "deviceID", "CNIDeviceInfoFile"})
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,9 @@ def attachments(
     networks = list(_cluster_networks(sources, pod))
     networks += _selected(pod, sources)
     networks += _auxiliary(config)
+    if call.verb != "DEL":  # which has to work for what came to be before this was refused
+        for network in networks:
+            capabilities.refuse_unheard(network.name, network.conflist, network.selection)
     wishes = [_wish(network) for network in networks]
     chosen = [None] * len(wishes) if given is None else devices.assign(wishes, given)
     decided = tuple(
@@ -104,6 +107,8 @@ def one_more(conf: Conflist, choice: Selection, call: Call, config: MultusConfig
     """Return the attachment of one network that a running sandbox gets; *choice* names its interface."""
     plugins = tuple(_with_cni_args(plugin, choice.cni_args) for plugin in conf.plugins)
     name = f"{choice.namespace}/{choice.name}" if choice.namespace else conf.name
+    if call.verb == "ADD":
+        capabilities.refuse_unheard(name, conf, choice)
     return _attach(1, Network(name, replace(conf, plugins=plugins), choice), call, config, pod)
 
 
@@ -128,10 +133,25 @@ def _cluster_networks(sources: "Sources", pod: Pod | None) -> Iterator[Network]:
             "set 'clusterNetwork' (a definition, a file or a folder) or 'delegates'",
         )
     yield primary
+    if _declined(pod, config):
+        return
     if not config.cluster_network:
         yield from list(_configured(sources))[1:]
     elif pod is None or pod.namespace not in config.system_namespaces:
         yield from (sources.named(value, "defaultNetworks") for value in config.default_networks)
+
+
+def _declined(pod: Pod | None, config: MultusConfig) -> bool:
+    """Tell whether the pod declines the networks that the platform gives it beside the primary, and may."""
+    if pod is None or not selection.declines_defaults(pod.annotations.get(DEFAULT_NETWORKS, "")):
+        return False
+    if config.require_default_networks:
+        raise CniError(
+            Code.INVALID_CONFIG,
+            f"annotation {DEFAULT_NETWORKS}: a pod may not decline the default networks here",
+            "take the annotation away (requireDefaultNetworks of the node's config)",
+        )
+    return True
 
 
 def _configured(sources: "Sources") -> Iterator[Network]:
@@ -234,7 +254,9 @@ class Sources:
             raise CniError(Code.INVALID_CONFIG, cause.msg, cause.details) from cause
         return self.conflist(body, where, name)
 
-    def conflist(self, body: Mapping[str, Any], where: str, default_name: str = "") -> Conflist:
+    def conflist(
+        self, body: Mapping[str, Any], where: str, default_name: str = "", *, in_folder: bool = False
+    ) -> Conflist:
         """Read a config; one that would call us again is refused, one without a version gets ours."""
         if delegates_to_us(body, self.config.type):
             raise CniError(
@@ -243,13 +265,24 @@ class Sources:
         versioned = (
             body if body.get("cniVersion") or body.get("cniVersions") else {**body, "cniVersion": self.config.version}
         )
-        return conflist.parse(versioned, default_name, where)
+        return conflist.parse(versioned, default_name, where, in_folder=in_folder)
+
+    def _of_file(self, path: Path, body: Mapping[str, Any]) -> Conflist:
+        """Read a config that stands in a file; a list gets the plugins of the folder beside it that has its name."""
+        found = self.conflist(body, str(path), in_folder=True)
+        whole = found if found.single else _with_subdirectory(found, path.parent, self.config.type)
+        if not whole.plugins:
+            raise CniError(
+                Code.INVALID_CONFIG,
+                f"{path}: network {found.name} has no plugins",
+                f"name them in 'plugins', or put *.conf files into {path.parent / found.name}",
+            )
+        return whole
 
     def _path(self, path: Path, where: str) -> Conflist:
         if path.is_dir():
             return self._first_in(path, where)
-        found = self.conflist(_json_file(path, f"multus-py config: {where}"), str(path))
-        return found if found.single else _with_subdirectory(found, path.parent, self.config.type)
+        return self._of_file(path, _json_file(path, f"multus-py config: {where}"))
 
     def _first_in(self, folder: Path, where: str) -> Conflist:
         """Return the first config of a folder by name that does not call us."""
@@ -264,23 +297,27 @@ class Sources:
         )
 
     def _in_conf_dir(self, name: str) -> Conflist | None:
-        """Return the config in confDir whose name is *name*; a broken file does not hide the ones after it."""
-        for path in _conf_files(self.config.conf_dir):
+        """Return the config in confDir whose name is *name*; a broken file does not hide the ones after it.
+
+        Lists go before all other files, as the standard (3.4.1) and libcni have it.
+        """
+        for path in sorted(_conf_files(self.config.conf_dir), key=lambda path: path.suffix != _LIST):
             try:
                 body = _json_file(path, "confDir")
             except CniError:
                 continue
             if body.get("name") == name:
-                found = self.conflist(body, str(path))
-                return found if found.single else _with_subdirectory(found, path.parent, self.config.type)
+                return self._of_file(path, body)
         return None
 
 
 def _conf_files(folder: Path) -> Iterable[Path]:
+    """Return the configs of a folder by name; of two that differ in their ending alone the list goes first."""
     try:
-        return sorted(path for path in folder.iterdir() if path.suffix in CONF_ENDINGS and path.is_file())
+        found = [path for path in folder.iterdir() if path.suffix in CONF_ENDINGS and path.is_file()]
     except OSError:
         return []
+    return sorted(found, key=lambda path: (f"{path.stem}.", path.suffix != _LIST, path.suffix))
 
 
 def _json_file(path: Path, where: str) -> dict[str, Any]:
@@ -341,17 +378,17 @@ def _attach(
     asked = network.selection
     conf = _with_device(network.conflist, device)
     ifname = (asked.interface if asked else "") or (call.ifname if n == 0 else f"net{n}")
-    capabilities = _capabilities(n == 0, asked, config.runtime_config or {})
-    capabilities |= {"deviceID": device.id} if device else {}
-    if device or _declares(conf, device_info.CAPABILITY):
-        capabilities |= _device_file(network.name, ifname, call, config)
+    told = capabilities.of(n == 0, asked, config.runtime_config or {})
+    told |= {"deviceID": device.id} if device else {}
+    if device or capabilities.declared(conf, device_info.CAPABILITY):
+        told |= _device_file(network.name, ifname, call, config)
     return Attachment(
         name=network.name,
         conflist=conf,
         ifname=ifname,
         primary=n == 0,
         args=_args(call, pod, asked, conf),
-        capabilities=capabilities,
+        capabilities=told,
         default_route=asked.default_route if asked else None,
         device=device,
     )
@@ -390,35 +427,7 @@ def _args(call: Call, pod: Pod | None, asked: Selection | None, conf: Conflist) 
             "K8S_POD_UID": own.get("K8S_POD_UID") or pod.uid,
         }
     merged = {**known, **{key: value for key, value in own.items() if key not in known}}
-    if asked and asked.mac:
-        merged["MAC"] = asked.mac
-    # host-local takes one address here: a list goes by the capability, if any plugin declares it.
-    if asked and asked.ips and (len(asked.ips) == 1 or not _declares(conf, "ips")):
-        merged["IP"] = ",".join(asked.ips)
-    return tuple(merged.items())
-
-
-def _declares(conf: Conflist, capability: str) -> bool:
-    return any(
-        isinstance(caps := plugin.get("capabilities"), Mapping) and caps.get(capability) is True
-        for plugin in conf.plugins
-    )
-
-
-def _capabilities(primary: bool, asked: Selection | None, runtime: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what may become runtimeConfig: the runtime's values, then what the pod asked of this network."""
-    base = {key: value for key, value in runtime.items() if primary or key not in _ONE_INTERFACE}
-    if asked is None:
-        return base
-    wanted = {
-        "portMappings": None if asked.port_mappings is None else [dict(item) for item in asked.port_mappings],
-        "bandwidth": asked.bandwidth,
-        "ips": list(asked.ips),
-        "mac": asked.mac,
-        "infinibandGUID": asked.infiniband_guid,
-        "deviceID": asked.device_id,
-    }
-    return {**base, **{key: value for key, value in wanted.items() if value}}
+    return tuple({**merged, **capabilities.args(asked, conf)}.items())
 
 
 def _refuse_clashes(decided: tuple[Attachment, ...]) -> None:
@@ -433,16 +442,17 @@ def _refuse_clashes(decided: tuple[Attachment, ...]) -> None:
 
 
 def _refuse_rival_gateways(decided: tuple[Attachment, ...]) -> None:
+    """Refuse a family's default route on two interfaces; one interface may have it by several gateways."""
     for family in (4, 6):
-        claims = [
-            f"{attachment.name} ({gateway})"
+        claims = {
+            attachment.ifname: f"{attachment} ({gateway})"
             for attachment in decided
             for gateway in attachment.default_route or ()
             if gateway.version == family
-        ]
+        }
         if len(claims) > 1:
             raise CniError(
                 Code.INVALID_CONFIG,
-                f"more than one IPv{family} default-route is asked for: {', '.join(claims)}",
-                "keep one per address family",
+                f"more than one network asks for the IPv{family} default-route: {', '.join(claims.values())}",
+                "keep it in one element; that one may name several gateways",
             )

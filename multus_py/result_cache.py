@@ -147,7 +147,7 @@ def decode(text: bytes) -> tuple[str, Attachment]:
         raise fields.wrong("cniArgs", "a list of pairs")
     attachment = Attachment(
         name=fields.text("networkName"),
-        conflist=conflist.parse(config, fields.text("networkName"), "kept result: config"),
+        conflist=conflist.parse(config, fields.text("networkName"), "kept result: config", in_folder=True),
         ifname=names.interface(fields.text("ifName"), "kept result: ifName"),
         primary=False,
         args=tuple((key, value) for key, value in args),

@@ -15,12 +15,7 @@ from multus_py.cni import names
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Address
 from multus_py.fields import FieldError, Fields
-from multus_py.kube.store import DEFAULT_NETWORK, NETWORKS
-
-_BYTES = re.compile(
-    r"(?:[0-9a-fA-F]{2}([:-]))(?:[0-9a-fA-F]{2}\1)*[0-9a-fA-F]{2}\Z|(?:[0-9a-fA-F]{4}\.)+[0-9a-fA-F]{4}\Z"
-)
-
+from multus_py.kube.store import DEFAULT_NETWORK, DEFAULT_NETWORKS, NETWORKS
 
 # As the API server checks the names of extended resources: a domain, then a name.
 _RESOURCE = re.compile(r"[^/]+/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?\Z")
@@ -79,6 +74,15 @@ def parse_default(text: str, namespace: str) -> Selection | None:
     return found[0] if found else None
 
 
+def declines_defaults(text: str) -> bool:
+    """Read the annotation by which a pod declines the platform's further networks: "none" does, "" says nothing."""
+    if (said := text.strip()) not in ("", "none"):
+        raise SelectionError(
+            DEFAULT_NETWORKS, text, 0, f"{said!r:.40} is not what it can say", 'write "none", or take it away'
+        )
+    return bool(said)
+
+
 @dataclass(frozen=True)
 class _Short:
     """`<namespace>/<name>@<interface>, ...`: names are DNS labels; dotted names need the JSON form."""
@@ -122,7 +126,7 @@ class _Short:
 
 @dataclass(frozen=True)
 class _Json:
-    """A JSON list of selection elements. Unknown keys belong to other implementations and are let be."""
+    """A JSON list of selection elements. Unknown keys (the standard wants a domain in them) are others', and let be."""
 
     text: str
     namespace: str
@@ -179,6 +183,11 @@ class _Json:
         except FieldError as cause:
             raise wrong(cause.key, cause.msg) from cause
         self._validate(selection, wrong)
+        # The annotation of the default network is not the standard's: OVN-Kubernetes takes both there.
+        if selection.ips and selection.ipam_claim and self.annotation != DEFAULT_NETWORK:
+            raise wrong(
+                "ipam-claim-reference", "an IPAMClaim beside 'ips': the claim says which addresses", "keep one of them"
+            )
         return selection
 
     @staticmethod
@@ -192,10 +201,10 @@ class _Json:
         for ip in selection.ips:
             if not is_ip(ip):
                 raise wrong("ips", f"{ip!r} is not an IP address", 'such as "10.1.2.3/24" or "fd00::3/64"')
-        if selection.mac and not is_hardware_address(selection.mac):
-            raise wrong("mac", f"{selection.mac!r} is not a MAC address", 'such as "02:00:00:00:00:01"')
-        if selection.infiniband_guid and not is_hardware_address(selection.infiniband_guid):
-            raise wrong("infiniband-guid", f"{selection.infiniband_guid!r} is not a GUID")
+        if selection.mac and not names.is_mac(selection.mac):
+            raise wrong("mac", f"{selection.mac!r} is not a MAC address", '6 bytes, such as "02:00:00:00:00:01", or 20')
+        if selection.infiniband_guid and not names.is_guid(selection.infiniband_guid):
+            raise wrong("infiniband-guid", f"{selection.infiniband_guid!r} is not a GUID", "8 bytes, colons between")
         for mapping in selection.port_mappings or ():
             _validate_port_mapping(mapping, wrong)
         for rate, value in (selection.bandwidth or {}).items():
@@ -242,11 +251,6 @@ def is_ip(text: str) -> bool:
 def is_resource(text: str) -> bool:
     """Tell whether *text* is the name of an extended resource, `<domain>/<name>`."""
     return bool(_RESOURCE.match(text)) and names.is_subdomain(text.partition("/")[0])
-
-
-def is_hardware_address(text: str) -> bool:
-    """Tell whether *text* is an EUI-48, EUI-64 or 20-byte InfiniBand address, with ':', '-' or '.' between."""
-    return bool(_BYTES.match(text)) and len(re.sub("[^0-9a-fA-F]", "", text)) in (12, 16, 40)
 
 
 def places(text: str) -> dict[tuple[int | str, ...], int]:

@@ -43,13 +43,14 @@ def attached(stage, networks):
 
 
 def defaults(stage):
-    """Return the kernel's default routes as (family, interface, gateway)."""
+    """Return the ways of the kernel's default routes as (family, interface, gateway)."""
     with netlink.open(stage.netns) as kernel:
         names = {link.index: link.name for link in kernel.links()}
         return {
-            (family, names[route.ifindex], str(route.gateway))
+            (family, names[way.ifindex], str(way.gateway))
             for family in (4, 6)
             for route in kernel.default_routes(family)
+            for way in route.ways
         }
 
 
@@ -87,6 +88,23 @@ def test_two_families_may_go_to_two_networks(stage):
     )
 
 
+def test_several_gateways_of_one_element_share_the_default_route(stage):
+    """The standard's example has two IPv6 gateways: one route with two ways, in kernel, results and status."""
+    both = ["fd89::1", "fd89::9"]
+    result, status = attached(stage, json.dumps([{"name": "b", "default-route": [*both, "10.89.0.1", "10.89.0.9"]}]))
+    ways = {(6, "net1", one) for one in both} | {(4, "net1", "10.89.0.1"), (4, "net1", "10.89.0.9")}
+    assert ways == defaults(stage)
+    with netlink.open(stage.netns) as kernel:
+        assert [1, 1] == [len(kernel.default_routes(family)) for family in (4, 6)]
+    assert ["192.0.2.0/24"] == [route["dst"] for route in result["routes"]]
+    assert {("b", "::/0", one) for one in both} <= kept(stage)
+    assert {*both, "10.89.0.1", "10.89.0.9"} == set(status["net1"]["gateway"])
+    call, node = stage.call("DEL", "p"), stage.node()
+    netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
+    assert netlink.visit(stage.settings["host"], lambda: hotplug.unplug("net1", call, node, pod_of(node)))
+    assert {(4, "eth0", "10.88.0.1"), (6, "eth0", "fd88::1")} == defaults(stage)
+
+
 def test_an_empty_list_keeps_what_is_there(stage):
     """`[]` claims nothing and takes nothing from anybody."""
     before, _ = attached(stage, '[{"name":"b","default-route":[]}]')
@@ -121,6 +139,11 @@ def test_what_yielded_comes_back_when_the_claimer_goes(stage):
     assert netlink.visit(stage.settings["host"], lambda: hotplug.unplug("net1", call, node, pod))
     assert before == (ways_out(stage), sorted(route[:2] for route in kept(stage)))
     netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
+
+
+def pod_of(node):
+    """Return the pod as the store has it."""
+    return node.store.pod(PodRef("default", "p"))
 
 
 def ways_out(stage):

@@ -112,7 +112,7 @@ def test_only_cni_errors_come_out_of_likely_files(body):
 CONFIG_KEYS = """name type cniVersion confDir cniDir binDir delegates clusterNetwork defaultNetworks kubeconfig
     manifests logFile logLevel logToStderr logOptions runtimeConfig readinessindicatorfile namespaceIsolation
     globalNamespaces systemNamespaces multusNamespace auxiliaryCNIChainName delegateBackend apiDeadline execTimeout
-    nodeName NAMESPACEISOLATION"""
+    nodeName NAMESPACEISOLATION requireDefaultNetworks"""
 config_keys = st.sampled_from(CONFIG_KEYS.split())
 
 

@@ -2,12 +2,14 @@
 """The plan: everything that can be refused is refused here, and what is left says all that the plugins will be told."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from story import Stage
 
 from multus_py import plan
+from multus_py.agent import hotplug
 from multus_py.cni.errors import CniError
 from multus_py.kube.store import PodRef
 
@@ -54,11 +56,12 @@ def test_interface_clashes_are_refused(stage, networks):
 
 
 def test_rival_default_routes_are_refused_per_family(stage):
-    """One claimer for IPv4 and another for IPv6 is fine, two of one family are not."""
+    """One claimer for IPv4 and another for IPv6 is fine, two of one family are not; one may name several gateways."""
     v4, v6 = {"name": "a", "default-route": ["10.0.0.1"]}, {"name": "b", "default-route": ["fd00::1"]}
     assert 3 == len(planned(stage, [v4, v6]))
     assert "default-route" in refusal(stage, [v4, {**v6, "default-route": ["10.0.0.2"]}]).msg
-    assert "default-route" in refusal(stage, [{**v4, "default-route": ["10.0.0.1", "10.0.0.2"]}]).msg
+    for several in (["fd00::1", "fd00::2"], ["10.0.0.1", "10.0.0.2", "fd00::1"]):
+        assert several == [str(one) for one in planned(stage, [{**v4, "default-route": several}])[1].default_route]
 
 
 ISOLATED = {"namespaceIsolation": True}
@@ -95,6 +98,9 @@ def test_what_is_asked_becomes_arguments_and_capabilities(stage):
         "portMappings": [{"hostPort": 1, "containerPort": 2}], "bandwidth": {"ingressRate": 1},
         "infiniband-guid": "11:22:33:44:55:66:77:88", "deviceID": "0000:01:00.1", "cni-args": {"k": "v"},
     }  # fmt: skip
+    stage.definition(
+        "a", {**BRIDGE, "capabilities": {"ips": True, "portMappings": True, "bandwidth": True, "infinibandGUID": True}}
+    )
     found = planned(stage, [element])[1]
     assert [
         "IgnoreUnknown",
@@ -120,9 +126,86 @@ def test_several_addresses_go_by_the_capability_alone(stage):
 
 
 def test_the_runtimes_own_values_concern_its_own_interface(stage):
-    """A MAC for eth0 is not given to net1; port mappings are the pod's."""
-    found = planned(stage, "a", settings={"runtimeConfig": {"mac": "02:00:00:00:00:09", "dns": {"x": 1}}})
-    assert [{"mac", "dns"}, {"dns"}] == [set(item.capabilities) for item in found]
+    """What the runtime asks of eth0 is not done to net1, which may ask for its own; name servers are the pod's."""
+    stage.definition("shaped", {**BRIDGE, "capabilities": {"bandwidth": True, "portMappings": True}})
+    runtime = {
+        "mac": "02:00:00:00:00:09", "dns": {"x": 1}, "bandwidth": {"ingressRate": 1}, "ipRanges": [[]],
+        "portMappings": [{"hostPort": 1, "containerPort": 2}],
+    }  # fmt: skip
+    own = {"name": "shaped", "bandwidth": {"ingressRate": 7}}
+    found = planned(stage, [{"name": "shaped"}, own], settings={"runtimeConfig": runtime})
+    assert [set(runtime), {"dns"}, {"dns", "bandwidth"}] == [set(item.capabilities) for item in found]
+    assert {"ingressRate": 7} == found[2].capabilities["bandwidth"]
+
+
+STATIC = {"ipam": {"type": "static"}}
+IPS, MAC = {"ips": ["10.0.0.5/24"]}, {"mac": "02:00:00:00:00:01"}
+PORTS, RATE = {"portMappings": [{"hostPort": 1, "containerPort": 2}]}, {"bandwidth": {"ingressRate": 1}}
+GUID = {"infiniband-guid": "11:22:33:44:55:66:77:88"}
+
+
+@pytest.mark.parametrize(
+    ("chain", "asked", "advice"),
+    [
+        ([{"type": "bridge"}], IPS, "give a plugin an 'ipam' that takes them (host-local, static), and write {}"),
+        ([{"type": "bridge", "ipam": {}}], IPS, "give a plugin an 'ipam'"),
+        ([{"type": "macvlan", "ipam": {"type": "dhcp"}}], IPS, "give a plugin an 'ipam'"),
+        ([{"type": "bridge", "ipam": {"type": "host-local"}}], {"ips": ["10.0.0.5", "fd00::5"]},
+         "write {} into the plugin bridge"),
+        ([{"type": "ipvlan", **STATIC}], MAC, 'add a plugin that takes it, such as {{"type": "tuning", {}}}'),
+        ([{"type": "ptp", "capabilities": {"ips": True, "mac": False}}], MAC, "add a plugin"),
+        ([{"type": "bridge"}], PORTS, 'such as {{"type": "portmap", {}}}'),
+        ([{"type": "bridge"}, {"type": "portmap"}], PORTS, "write {} into the plugin portmap"),
+        ([{"type": "bridge"}, {"type": "portmap", "capabilities": {"portMappings": True}}], RATE, '"bandwidth", {}'),
+        ([{"type": "vendor"}], RATE, "write {} into the plugin vendor, if it takes it"),
+        ([{"type": "ib-sriov"}], GUID, "write {} into the plugin ib-sriov"),
+        ([{"type": "vendor"}], GUID, "write {} into the plugin vendor, if it takes it"),
+    ],
+)  # fmt: skip
+def test_what_is_asked_and_no_plugin_would_be_told_is_refused(stage, chain, asked, advice):
+    """The error names the network, the key, and what to write into which plugin; DEL is not held up by it."""
+    stage.definition("c", {"cniVersion": "1.0.0", "plugins": chain})
+    element = {"name": "c", **asked}
+    (key,) = asked
+    capability = {"infiniband-guid": "infinibandGUID"}.get(key, key)
+    error = refusal(stage, [element])
+    assert 7 == error.code
+    assert f"network default/c: {key!r} is asked for" in error.msg
+    assert advice.format(f'"capabilities": {{"{capability}": true}}') in error.details
+    node = stage.node()
+    pod = node.store.pod(PodRef("default", "p"))
+    assert 2 == len(plan.attachments(stage.call("DEL", "default/p"), node.config, pod, node.store))
+
+
+@pytest.mark.parametrize(
+    ("chain", "asked"),
+    [
+        ([{"type": "bridge", **STATIC}], IPS), ([{"type": "macvlan", "ipam": {"type": "host-local"}}], IPS),
+        ([{"type": "ipvlan", "ipam": {"type": "whereabouts"}}], IPS),
+        ([{"type": "bridge", **STATIC}], {"ips": ["::5/64", "10.0.0.5/24"]}),
+        ([{"type": "sriov", "ipam": {"type": "vendor-ipam"}}], IPS),
+        ([{"type": "ovn-k8s-cni-overlay"}], {**IPS, **MAC}),
+        ([{"type": "macvlan"}], MAC), ([{"type": "bridge"}], MAC), ([{"type": "ipvlan"}, {"type": "tuning"}], MAC),
+        ([{"type": "sriov"}], MAC), ([{"type": "ovs"}], MAC), ([{"type": "tap"}], MAC),
+        ([{"type": "ipvlan", "capabilities": {"mac": True}}], MAC),
+        ([{"type": "bridge"}, {"type": "portmap", "capabilities": {"portMappings": True}}], PORTS),
+        ([{"type": "bridge"}], {"ips": [], "portMappings": [], "bandwidth": {}, "mac": ""}),
+    ],
+)  # fmt: skip
+def test_what_a_plugin_reads_without_declaring_it_goes_through(stage, chain, asked):
+    """MAC and IP of CNI_ARGS are read by many plugins, and may be by those that we do not know."""
+    stage.definition("c", {"cniVersion": "1.0.0", "plugins": chain})
+    assert 2 == len(planned(stage, [{"name": "c", **asked}]))
+
+
+def test_a_delegate_request_is_held_to_the_same(stage):
+    """`/delegate` refuses what its config's plugin would not be told, and detaches what came to be before."""
+    stage.pod("p")
+    node, config = stage.node(), {"cniVersion": "1.0.0", "name": "d", "type": "ipvlan"}
+    add, gone = (replace(stage.call(verb, "p"), config=config, ifname="net1") for verb in ("ADD", "DEL"))
+    with pytest.raises(CniError, match="'mac' is asked for"):
+        hotplug.wanted(add, MAC, node, None)
+    assert "net1" == hotplug.wanted(gone, MAC, node, None).ifname
 
 
 def test_the_default_network_annotation_replaces_the_primary(stage):
@@ -168,6 +251,57 @@ def test_default_networks_are_for_all_but_system_pods(stage):
     assert ["eth0"] == [item.ifname for item in planned(stage, namespace="kube-system", settings=settings)]
 
 
+DECLINES = {"multus-py/default-networks": "none"}
+
+
+def test_a_pod_may_decline_the_default_networks(stage):
+    """It keeps the primary and what it asks for itself; where the platform requires them it is refused, and told."""
+    stage.definition("nad", BRIDGE, "kube-system")
+    settings = {"clusterNetwork": "nad", "defaultNetworks": ["nad", "nad"]}
+    assert ["eth0", "net1"] == [item.ifname for item in planned(stage, "a", settings=settings, **DECLINES)]
+    several = {"delegates": [DEFAULT, {**BRIDGE, "name": "second"}]}
+    assert ["eth0", "net1"] == [item.ifname for item in planned(stage, settings=several)]
+    assert ["eth0"] == [item.ifname for item in planned(stage, settings=several, **DECLINES)]
+    error = refusal(stage, settings={**settings, "requireDefaultNetworks": True}, **DECLINES)
+    assert (7, True) == (error.code, "may not decline" in error.msg)
+    wrong = refusal(stage, settings=settings, **{"multus-py/default-networks": "no"})
+    assert (7, True) == (wrong.code, 'write "none"' in wrong.details)
+
+
+@pytest.mark.parametrize("other", [".conf", ".json"])
+def test_a_list_goes_before_a_file_of_the_same_name(stage, tmp_path, other):
+    """By the network's name in confDir wherever they sort, and by the file's name in a folder."""
+    conf, folder = tmp_path / "conf", tmp_path / "folder"
+    listed = json.dumps({"cniVersion": "1.0.0", "name": "empty", "plugins": [{"type": "macvlan"}]})
+    for place, first in ((conf, "00"), (folder, "10")):
+        place.mkdir()
+        (place / f"{first}{other}").write_text(json.dumps({"name": "empty", "type": "vlan"}))
+        (place / "10.conflist").write_text(listed)
+    stage.definition("empty", "")
+    assert ("macvlan",) == planned(stage, "empty")[1].conflist.types
+    assert ("macvlan",) == planned(stage, settings={"clusterNetwork": str(folder)})[0].conflist.types
+    assert ("macvlan",) == planned(stage, settings={"clusterNetwork": "empty"})[0].conflist.types
+
+
+@pytest.mark.parametrize("said", [{}, {"plugins": []}, {"loadOnlyInlinedPlugins": False}])
+def test_a_list_may_have_all_its_plugins_in_a_folder(stage, tmp_path, said):
+    """CNI 1.1: `<folder of the file>/<name>/*.conf`; without them, or when it says not to, the list is refused."""
+    conf = tmp_path / "conf"
+    (conf / "split").mkdir(parents=True)
+    path = conf / "10.conflist"
+    path.write_text(json.dumps({"cniVersion": "1.1.0", "name": "split", **said}))
+    (conf / "split" / "20.conf").write_text(json.dumps({"type": "tuning"}))
+    (conf / "split" / "10.conf").write_text(json.dumps({"type": "macvlan"}))
+    stage.definition("split", "")
+    for settings, networks, n in (({"clusterNetwork": str(path)}, "", 0), ({"clusterNetwork": str(conf)}, "", 0),
+                                  ({"clusterNetwork": "split"}, "", 0), ({}, "split", 1)):  # fmt: skip
+        assert ("macvlan", "tuning") == planned(stage, networks, settings=settings)[n].conflist.types
+    path.write_text(json.dumps({"cniVersion": "1.1.0", "name": "split", "loadOnlyInlinedPlugins": True}))
+    assert "has no plugins" in refusal(stage, settings={"clusterNetwork": str(path)}).msg
+    path.write_text(json.dumps({"cniVersion": "1.1.0", "name": "alone", **said}))
+    assert "has no plugins" in refusal(stage, settings={"clusterNetwork": str(path)}).msg
+
+
 def test_an_empty_definition_is_read_from_conf_dir(stage, tmp_path):
     """By its name, past a broken file; nowhere else."""
     (tmp_path / "conf").mkdir()
@@ -182,7 +316,7 @@ def test_an_empty_definition_is_read_from_conf_dir(stage, tmp_path):
 @pytest.mark.parametrize(
     "config",
     ["{", "[]", "{}", '{"type": "../evil"}', '{"type": "/bin/sh"}', '{"type": 7}', '{"plugins": [null]}',
-     '{"plugins": 1}',
+     '{"plugins": 1}', '{"plugins": []}', '{"name": "a", "cniVersion": "1.1.0"}',
      '{"type": "bridge", "name": "a/b"}', '{"type": "bridge", "cniVersion": "7"}', '{"type": "multus-py"}',
      '{"plugins": [{"type": "bridge"}, {"type": "multus"}]}', '{"plugins": [{"type": "multus-shim"}]}',
      '{"type": "bridge", "disableCheck": 7, "plugins": []}'],

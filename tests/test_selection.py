@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multus_py import selection
+from multus_py.schemas.validate import troubles
 from multus_py.selection import Selection, SelectionError
 
 
@@ -28,15 +29,48 @@ def test_the_json_form_has_every_field():
         "mac": "02:00:00:00:00:01", "infiniband-guid": "11:22:33:44:55:66:77:88",
         "portMappings": [{"hostPort": 80, "containerPort": 8080, "protocol": "tcp"}],
         "bandwidth": {"ingressRate": 1}, "deviceID": "0000:01:00.1", "cni-args": {"k": [1]},
-        "default-route": ["10.0.0.1"], "ipam-claim-reference": "claim", "somebody-elses": True,
+        "default-route": ["10.0.0.1"], "somebody-elses": True, "org.example.note": {"x": 1},
     }  # fmt: skip
     assert (
         Selection(
             "my.net", "ns", "net7", ("10.0.0.5/24", "fd00::5"), "02:00:00:00:00:01", "11:22:33:44:55:66:77:88",
             ({"hostPort": 80, "containerPort": 8080, "protocol": "tcp"},), {"ingressRate": 1}, "0000:01:00.1",
-            {"k": [1]}, (ipaddress.ip_address("10.0.0.1"),), "claim",
+            {"k": [1]}, (ipaddress.ip_address("10.0.0.1"),),
         ),
     ) == selection.parse(json.dumps([element]), "here")  # fmt: skip
+
+
+def test_an_ipam_claim_says_which_addresses():
+    """Beside `ips` it is refused; in the default network's annotation, which is not the standard's, both may stand."""
+    assert "claim" == selection.parse('[{"name":"a","ipam-claim-reference":"claim"}]', "x")[0].ipam_claim
+    both = '[{"name":"a","ips":["10.0.0.5/24"],"ipam-claim-reference":"claim"}]'
+    with pytest.raises(SelectionError, match="IPAMClaim beside 'ips'") as caught:
+        selection.parse(both, "x")
+    assert both.index('"claim"') == caught.value.offset
+    assert ("10.0.0.5/24",) == selection.parse_default(both, "x").ips
+
+
+GUID, MAC = "11:22:33:44:55:66:77:88", "02:00:00:00:00:01"
+IPOIB = ":".join(["80"] * 20)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "taken"),
+    [
+        ("mac", MAC, True), ("mac", MAC.replace(":", "-"), True), ("mac", "0200.0000.0001", True), ("mac", IPOIB, True),
+        ("mac", GUID, False), ("infiniband-guid", GUID, True), ("infiniband-guid", MAC, False),
+        ("infiniband-guid", IPOIB, False),
+    ],
+)  # fmt: skip
+def test_a_guid_has_8_bytes_and_a_mac_6_or_20(key, value, taken):
+    """The one is not taken for the other, by the annotation's parser and by its schema alike."""
+    element = [{"name": "a", key: value}]
+    assert taken == (not [one for one in troubles(element, "networks") if not one.note])
+    if taken:
+        assert selection.parse(json.dumps(element), "x")
+    else:
+        with pytest.raises(SelectionError, match=r"not a (MAC address|GUID)"):
+            selection.parse(json.dumps(element), "x")
 
 
 def test_an_empty_default_route_is_not_an_absent_one():

@@ -20,10 +20,10 @@ log = logging.getLogger("multus_py")
 _PROTOCOL = """cniVersion cniVersions name type capabilities runtimeConfig prevResult args ipam dns disableCheck
     disableGC"""
 # Keys of the plugin config (config.py): the file's value wins over the request's.
-_PLUGIN = """confDir cniDir binDir delegates clusterNetwork defaultNetworks kubeconfig manifests logFile logLevel
-    logToStderr logOptions readinessindicatorfile namespaceIsolation globalNamespaces systemNamespaces multusNamespace
-    auxiliaryCNIChainName retryDeleteOnError delegateBackend apiDeadline execTimeout readinessTimeout nodeName
-    podResourcesSocket deviceInfoDir"""
+_PLUGIN = """confDir cniDir binDir delegates clusterNetwork defaultNetworks requireDefaultNetworks kubeconfig manifests
+    logFile logLevel logToStderr logOptions readinessindicatorfile namespaceIsolation globalNamespaces systemNamespaces
+    multusNamespace auxiliaryCNIChainName retryDeleteOnError delegateBackend apiDeadline execTimeout readinessTimeout
+    nodeName podResourcesSocket deviceInfoDir"""
 # Keys that multus-cni's config generator and server read.
 _DAEMON = """chrootDir socketDir daemonSocketDir connectionLimit metricsPort enablePprof perNodeCertificate
     multusConfigFile cniConfigDir multusAutoconfigDir multusMasterCNI forceCNIVersion overrideNetworkName"""

@@ -16,7 +16,7 @@ from multus_py.cni import conflist
 from multus_py.cni.errors import CniError
 from multus_py.config import OUR_TYPES, delegates_to_us
 from multus_py.kube.manifests import SIZE_LIMIT, SUFFIXES, documents
-from multus_py.kube.store import DEFAULT_NETWORK, NETWORKS
+from multus_py.kube.store import DEFAULT_NETWORK, DEFAULT_NETWORKS, NETWORKS
 from multus_py.schemas.validate import Place, Trouble, troubles
 
 CONFIGS = (".conf", ".conflist")
@@ -24,6 +24,14 @@ DAEMON_CONFIG = "daemon-config.json"
 OK, WRONG, USAGE = 0, 1, 2
 # Where workloads keep the annotations of the pods that they make.
 _TEMPLATES: tuple[Place, ...] = (("spec", "template"), ("spec", "jobTemplate", "spec", "template"))
+
+
+# What it means when one of these lists in an element is empty.
+_EMPTY = {
+    "default-route": "the routes that the plugins set stay as they are",
+    "ips": "the network's IPAM chooses",
+    "portMappings": "no port leads to the pod",
+}
 
 
 @dataclass(frozen=True)
@@ -194,10 +202,13 @@ def _pod(body: Mapping[str, Any], where: _Where, namespace: str) -> _Report:
         return _Report((where.finding(Trouble(at, "must be a mapping", "write key: value lines")),))
     found: list[Finding] = []
     wishes: list[_Named] = []
-    for key in (NETWORKS, DEFAULT_NETWORK):
+    for key in (NETWORKS, DEFAULT_NETWORK, DEFAULT_NETWORKS):
         text = annotations.get(key, "")
         if not isinstance(text, str):
             found.append(where.finding(Trouble((*at, key), "must be a string", "put it in quotes")))
+            continue
+        if key == DEFAULT_NETWORKS:
+            found += _declining(text, where.below(*at, key))
             continue
         # Multus looks for the default network in a namespace of its own, which the files do not tell.
         home = namespace if key == NETWORKS else ""
@@ -205,6 +216,13 @@ def _pod(body: Mapping[str, Any], where: _Where, namespace: str) -> _Report:
         found += troubled
         wishes += chosen if key == NETWORKS else ()
     return _Report(tuple(found), wishes=tuple(wishes))
+
+
+def _declining(text: str, where: _Where) -> Iterator[Finding]:
+    try:
+        selection.declines_defaults(text)
+    except selection.SelectionError as cause:
+        yield where.finding(Trouble((), cause.why, cause.details), cause.offset)
 
 
 def _annotation(text: str, namespace: str, where: _Where, key: str) -> tuple[list[Finding], list[_Named]]:
@@ -230,7 +248,15 @@ def _element_troubles(text: str) -> list[Trouble]:
         body = json.loads(text) if any(sign in text for sign in '[{"') else None
     except (ValueError, RecursionError):
         return []
-    return troubles(body, "networks") if isinstance(body, list) else []
+    return [*troubles(body, "networks"), *_empty_wishes(body)] if isinstance(body, list) else []
+
+
+def _empty_wishes(body: list[Any]) -> Iterator[Trouble]:
+    """Find lists that look like a wish and are none."""
+    for n, element in enumerate(body):
+        for key, value in element.items() if isinstance(element, Mapping) else ():
+            if value == [] and key in _EMPTY:
+                yield Trouble((n, key), f"an empty {key!r} asks for nothing: {_EMPTY[key]}", note=True)
 
 
 def _wish_offset(text: str, n: int) -> int:
@@ -304,10 +330,23 @@ def _config(text: Text, name: str) -> Iterator[Finding]:
     except (ValueError, RecursionError) as cause:
         yield Finding(text.file, 1, 1, f"not JSON: {cause}", "")
         return
-    for trouble in _config_troubles(body, name):
+    for trouble in _config_troubles(_with_folder(body, Path(text.file)), name):
         spot = text.at(_offset(text.content, trouble.path))
         where = f"{trouble.where}: " if trouble.where else ""
         yield Finding(text.file, spot.line, spot.column, where + trouble.message, trouble.fix, trouble.note)
+
+
+def _with_folder(body: Any, path: Path) -> Any:
+    """Return a list without plugins as one with a stand-in for those of the folder beside it (CNI 1.1), if it has any.
+
+    The files there are linted on their own.
+    """
+    if path.suffix != ".conflist" or not isinstance(body, Mapping) or "type" in body or body.get("plugins"):
+        return body
+    name = str(body.get("name") or ".")
+    loaded = body.get("loadOnlyInlinedPlugins") not in (True, "true") and "/" not in name
+    there = loaded and any((path.parent / name).glob("*.conf"))
+    return {**body, "plugins": [{"type": "in-the-folder"}]} if there else {"plugins": [], **body}
 
 
 def _config_troubles(body: Any, name: str) -> list[Trouble]:

@@ -41,18 +41,21 @@ class Conflist:
         return {**body, **{key: True for key, value in flags.items() if value}}
 
 
-def parse(body: Mapping[str, Any], default_name: str = "", where: str = "config") -> Conflist:
+def parse(
+    body: Mapping[str, Any], default_name: str = "", where: str = "config", *, in_folder: bool = False
+) -> Conflist:
     """Read a list, or a single plugin's config as a list of one; code 7 names what is wrong.
 
-    *default_name* is used when the config has no name of its own.
+    *default_name* is used when the config has no name of its own. *in_folder*: plugins may come from a folder beside
+    the file, so that the list itself need not have any (unless `loadOnlyInlinedPlugins`).
     """
-    single = "plugins" not in body
-    plugins = [body] if single else body["plugins"]
+    single = "plugins" not in body and not (in_folder and "type" not in body)
+    plugins = [body] if single else body.get("plugins", [])
     if not isinstance(plugins, list) or not all(isinstance(plugin, Mapping) for plugin in plugins):
         raise CniError(Code.INVALID_CONFIG, f"{where}: 'plugins' must be a list of objects")
     only_inlined = _flag(body, "loadOnlyInlinedPlugins", where)
-    if not plugins and only_inlined:
-        raise CniError(Code.INVALID_CONFIG, f"{where}: 'plugins' is empty", "name at least one plugin")
+    if not plugins and (only_inlined or not in_folder):
+        raise CniError(Code.INVALID_CONFIG, f"{where}: it has no plugins", "name at least one in 'plugins'")
     for n, plugin in enumerate(plugins):
         names.plugin_type(plugin.get("type"), where if single else f"{where}: plugins[{n}]")
     return Conflist(

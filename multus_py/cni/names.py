@@ -11,6 +11,9 @@ _IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*\Z")
 _TYPE = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.+\-]*\Z")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?\Z")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9\-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9\-]*[a-z0-9])?)*\Z")
+_HEXADECIMAL = re.compile(
+    r"[0-9a-fA-F]{2}([:-])(?:[0-9a-fA-F]{2}\1)*[0-9a-fA-F]{2}\Z|(?:[0-9a-fA-F]{4}\.)+[0-9a-fA-F]{4}\Z"
+)
 IFNAME_MAX = 15  # IFNAMSIZ less the final zero: linux/if.h
 _FILE_NAME_MAX = 200  # leaves room in the 255 bytes of a name for what we join to it
 
@@ -78,3 +81,18 @@ def is_label(text: str) -> bool:
 def is_subdomain(text: str) -> bool:
     """Tell whether *text* is a DNS-1123 subdomain of at most 253 characters: what an object's name may be."""
     return len(text) <= 253 and bool(_SUBDOMAIN.match(text))
+
+
+def is_mac(text: str) -> bool:
+    """Tell whether *text* is the hardware address of an interface: 6 bytes, or the 20 of IP over InfiniBand."""
+    return _bytes(text) in (6, 20)
+
+
+def is_guid(text: str) -> bool:
+    """Tell whether *text* is an InfiniBand GUID: 8 bytes."""
+    return _bytes(text) == 8
+
+
+def _bytes(text: str) -> int:
+    """Return how many bytes *text* writes in hexadecimal, with ':', '-' or '.' between; 0 when it does not."""
+    return len(re.sub("[-:.]", "", text)) // 2 if _HEXADECIMAL.match(text) else 0

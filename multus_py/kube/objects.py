@@ -13,7 +13,7 @@ from multus_py.kube.store import CONFIG_SOURCE, Claim, NetworkDefinition, NotFou
 
 T = TypeVar("T", bound="Record")
 # A pod carries many annotations of others; a copy of a whole node's pods keeps ours.
-_OURS = ("k8s.v1.cni.cncf.io/", "v1.multus-cni.io/", CONFIG_SOURCE)
+_OURS = ("k8s.v1.cni.cncf.io/", "v1.multus-cni.io/", "multus-py/", CONFIG_SOURCE)
 
 
 class Record(Protocol):

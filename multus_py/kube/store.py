@@ -10,6 +10,7 @@ from multus_py.cni.errors import CniError, Code
 NETWORKS = "k8s.v1.cni.cncf.io/networks"
 NETWORK_STATUS = "k8s.v1.cni.cncf.io/network-status"
 DEFAULT_NETWORK = "v1.multus-cni.io/default-network"
+DEFAULT_NETWORKS = "multus-py/default-networks"
 RESOURCE_NAME = "k8s.v1.cni.cncf.io/resourceName"
 CONFIG_SOURCE = "kubernetes.io/config.source"
 

@@ -69,7 +69,7 @@ def read(path: Path) -> dict[str, Any]:
         raise CniError(Code.IO, f"cannot read {path}: {cause.strerror}", "name an existing conf file") from cause
     try:
         body = json_object(text, str(path))
-        conflist.parse(body, where=str(path))
+        conflist.parse(body, where=str(path), in_folder=path.suffix == ".conflist")
     except CniError as trouble:
         raise CniError(trouble.code, trouble.msg, trouble.details or "mend the file, or name another one") from trouble
     return body

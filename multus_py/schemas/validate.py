@@ -104,7 +104,9 @@ def _told(error: ValidationError, title: str) -> Iterator[Trouble]:
     wanted: Any = error.validator_value
     meant = str(schema.get("description", ""))
     if rule in ("additionalProperties", "unevaluatedProperties"):
-        yield from _unknown_keys(value, _properties(schema), title)
+        patterns = schema.get("patternProperties", ())
+        rest = [key for key in value if not any(re.search(pattern, key) for pattern in patterns)]
+        yield from _unknown_keys(rest, _properties(schema), title)
     elif rule == "required":
         missing = [key for key in wanted if key not in value]
         yield from (Trouble((), f"{key!r} is missing", _meaning(schema, key)) for key in missing)
@@ -135,9 +137,9 @@ def _told(error: ValidationError, title: str) -> Iterator[Trouble]:
         yield Trouble((), f"{_shown(value)} {_LENGTHS.get(rule, 'is not allowed')}", meant)
 
 
-def _unknown_keys(value: Mapping[str, Any], known: Mapping[str, Any], title: str) -> Iterator[Trouble]:
+def _unknown_keys(keys: Iterable[str], known: Mapping[str, Any], title: str) -> Iterator[Trouble]:
     folded = {key.casefold(): key for key in known}
-    for key in value:
+    for key in keys:
         if key in known or _protocol(key):
             continue
         # Go's decoder takes a key in any case; so do we.
@@ -200,9 +202,6 @@ _TYPES = {
     "array": "a list",
     "null": "null",
 }
-_HARDWARE = re.compile(
-    r"[0-9a-fA-F]{2}([:-])(?:[0-9a-fA-F]{2}\1)*[0-9a-fA-F]{2}\Z|(?:[0-9a-fA-F]{4}\.)+[0-9a-fA-F]{4}\Z"
-)
 
 
 def _is_address(text: str) -> bool:
@@ -217,16 +216,12 @@ def _is_cidr(text: str) -> bool:
     return "%" not in text and text.partition("/")[2].isdigit() == ("/" in text)
 
 
-def _is_hardware_address(text: str) -> bool:
-    # EUI-48, EUI-64 and InfiniBand: 6, 8 and 20 bytes.
-    return bool(_HARDWARE.match(text)) and len(re.sub("[^0-9a-fA-F]", "", text)) in (12, 16, 40)
-
-
 _IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*\Z")
 _FORMAT_WORDS = {
     "ip": ("an IP address", "10.1.2.3"),
     "ip-or-cidr": ("an IP address", "10.1.2.3/24"),
-    "hardware-address": ("a hardware address", "02:00:00:00:00:01"),
+    "mac": ("a hardware address of 6 bytes, or of 20 (InfiniBand)", "02:00:00:00:00:01"),
+    "guid": ("an InfiniBand GUID of 8 bytes", "11:22:33:44:55:66:77:88"),
     "label": ("a DNS label", "team-a"),
     "subdomain": ("the name of an object", "net-a"),
     "interface": ("an interface name", "net1 (at most 15 bytes)"),
@@ -236,7 +231,8 @@ _FORMAT_WORDS = {
 _FORMAT_TESTS: Mapping[str, Callable[[str], bool]] = {
     "ip": _is_address,
     "ip-or-cidr": _is_cidr,
-    "hardware-address": _is_hardware_address,
+    "mac": names.is_mac,
+    "guid": names.is_guid,
     "label": names.is_label,
     "subdomain": names.is_subdomain,
     "interface": lambda text: not names.interface_trouble(text),

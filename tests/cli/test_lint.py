@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from multus_py.cli import lint
 from multus_py.cli.main import main
-from multus_py.kube.store import NETWORKS
+from multus_py.kube.store import DEFAULT_NETWORKS, NETWORKS
 
 GOOD = '{"cniVersion": "1.0.0", "type": "bridge", "bridge": "br0"}'
 # How a definition may hold its config: a block, quotes of both kinds, plain text, JSON in a file of its own.
@@ -99,6 +99,35 @@ def test_what_is_wrong_in_an_annotation_is_pointed_at(tmp_path: Path, networks: 
     (found,) = check(tmp_path, pod(networks))
     assert spotted(tmp_path / "a.yaml", found).startswith(at)
     assert words in str(found)
+
+
+@pytest.mark.parametrize("key", ["default-route", "ips", "portMappings"])
+def test_an_empty_wish_is_noted(tmp_path: Path, key: str) -> None:
+    """It is legal, changes nothing, and looks as if it did; keys of a domain are nobody's business."""
+    (found,) = check(tmp_path, pod(f'\'[{{"name": "a", "org.example.x": [], "{key}": []}}]\''))
+    assert (True, True) == (found.note, f"an empty {key!r} asks for nothing" in found.message)
+    assert spotted(tmp_path / "a.yaml", found).startswith("[]")
+
+
+def test_declining_the_default_networks_is_checked(tmp_path: Path) -> None:
+    """The annotation says "none" or it is wrong."""
+    text = pod("a").replace(f"{NETWORKS}: a", f"{DEFAULT_NETWORKS}: ")
+    assert [] == check(tmp_path, text.replace(": \n", ": none\n"))
+    (found,) = check(tmp_path, text.replace(f"{DEFAULT_NETWORKS}: ", f"{DEFAULT_NETWORKS}: nothing"))
+    assert 'write "none"' in str(found)
+    assert spotted(tmp_path / "a.yaml", found).startswith("nothing")
+
+
+def test_a_list_may_have_its_plugins_in_a_folder(tmp_path: Path) -> None:
+    """A file's list (CNI 1.1): nothing is missing when they are there; a definition has no folder."""
+    body = '{"cniVersion": "1.1.0", "name": "split"}'
+    (found,) = check(tmp_path, body, "10.conflist")
+    assert "<name>/*.conf" in str(found)
+    (tmp_path / "split").mkdir()
+    (tmp_path / "split" / "10.conf").write_text('{"type": "tuning"}')
+    assert [] == check(tmp_path, body, "10.conflist")
+    assert [] != check(tmp_path, body.replace("}", ', "loadOnlyInlinedPlugins": true}'), "10.conflist")
+    assert [] != check(tmp_path, definition(config=body))
 
 
 def test_the_template_of_a_workload_is_checked(tmp_path: Path) -> None:

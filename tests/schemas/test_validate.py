@@ -30,8 +30,7 @@ ELEMENT = {
     "bandwidth": {"ingressRate": 1, "ingressBurst": 2, "egressRate": 3, "egressBurst": 4},
     "deviceID": "0000:01:00.1",
     "cni-args": {"k": [None]},
-    "default-route": ["10.0.0.1"],
-    "ipam-claim-reference": "claim",
+    "default-route": ["10.0.0.1", "fd00::1", "fd00::2"],
 }
 CONFIG: dict[str, Any] = {
     "cniVersion": "1.1.0",
@@ -43,6 +42,7 @@ CONFIG: dict[str, Any] = {
     "binDir": "/b",
     "clusterNetwork": "/etc/cni/net.d/10-x.conflist",
     "defaultNetworks": ["a"],
+    "requireDefaultNetworks": False,
     "manifests": "/m",
     "logFile": "/l",
     "logLevel": "verbose",
@@ -103,6 +103,8 @@ def test_each_schema_is_valid_and_explains_every_key(path: Path) -> None:
     ("document", "schema"),
     [
         ([ELEMENT], "networks"),
+        ([{"name": "a", "ipam-claim-reference": "claim"}], "networks"),
+        ([{"name": "a", "org.example.ips": 1, "com.example.name": []}], "networks"),
         ([], "networks"),
         (CONFIG, "config"),
         ({**DAEMON, **CONFIG}, "daemon"),
@@ -143,6 +145,7 @@ def test_what_passes_is_what_the_plugin_reads() -> None:
         ([None], "networks", ("[0]", "must be an object, it is null", None)),
         ([{}], "networks", ("[0]", "'name' is missing", None)),
         ([{"name": "a", "ip": "x"}], "networks", ("[0].ip", None, "did you mean 'ips'?")),
+        ([{"name": "a", "ip": "x", "x.ips": 1}], "networks", ("[0].ip", None, "did you mean 'ips'?")),
         ([{"name": "a", "ips": ["10.0.0.1/99"]}], "networks", ("[0].ips[0]", None, "such as 10.1.2.3/24")),
         ([{"name": "a", "interface": "x" * 16}], "networks", ("[0].interface", None, None)),
         ([{"name": "a", "portMappings": [PORT_0]}], "networks", ("[0].portMappings[0].hostPort", None, None)),
