@@ -35,7 +35,7 @@ def stage(tmp_path):
         stage.plugins.plugin("second")
         stage.plugins.plugin("extra")
         stage.definition("x", {"cniVersion": "1.0.0", "name": "xnet", "type": "extra", "capabilities": {"ips": True}})
-        stage.pod("p", '[{"name":"x","ips":["10.7.0.9/24"],"portMappings":[{"hostPort":1,"containerPort":2}]}]')
+        stage.pod("p", '[{"name":"x","ips":["10.7.0.9/24"],"mac":"02:00:00:00:00:09"}]')
         yield stage
 
 

@@ -5,14 +5,17 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from multus_py import selection
+from multus_py import capabilities, selection
 from multus_py.cli.positions import Spot, Text, value_at
 from multus_py.cni import conflist
+from multus_py.cni.call import json_object
+from multus_py.cni.conflist import Conflist
 from multus_py.cni.errors import CniError
 from multus_py.config import OUR_TYPES, delegates_to_us
 from multus_py.kube.manifests import SIZE_LIMIT, SUFFIXES, documents
@@ -52,12 +55,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Named:
-    """A network by name at a place of a file: a definition, or a pod's wish for one."""
+    """A network by name at a place of a file: a definition with its *conf*, or a pod's wish, what is *asked* of one."""
 
     namespace: str
     name: str
     text: Text
     spot: Spot
+    conf: Conflist | None = None
+    asked: selection.Selection | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -237,7 +242,7 @@ def _annotation(text: str, namespace: str, where: _Where, key: str) -> tuple[lis
     except selection.SelectionError as cause:
         return [*found, where.finding(Trouble((), cause.why, cause.details), cause.offset)], []
     return found, [
-        _Named(wish.namespace, wish.name, where.text, where.at((), _wish_offset(text, n)))
+        _Named(wish.namespace, wish.name, where.text, where.at((), _wish_offset(text, n)), asked=wish)
         for n, wish in enumerate(parsed)
     ]
 
@@ -281,7 +286,15 @@ def _definition(body: Mapping[str, Any], where: _Where) -> _Report:
         found.append(where.finding(Trouble(("spec", "config"), "must be a string", "put the JSON under `config: |`")))
     elif isinstance(config, str) and config.strip():
         found += _network(config, where.below("spec", "config"), str(name))
+        mine = replace(mine, conf=_conf(config, str(name)))
     return _Report(tuple(found), definitions=(mine,))
+
+
+def _conf(text: str, name: str) -> Conflist | None:
+    """Return the network that a definition's config describes, None when it cannot be read."""
+    with suppress(CniError, ValueError, RecursionError):
+        return conflist.parse({"cniVersion": "1.0.0", **json_object(text, name)}, name)
+    return None
 
 
 def _network(text: str, where: _Where, name: str) -> Iterator[Finding]:
@@ -373,6 +386,7 @@ def _between(reports: list[_Report], several: bool) -> Iterator[Finding]:
             yield _at(definition, f"{'/'.join(definition.key)} is also at {place}", "keep one of them")
     namespaces = {namespace for namespace, _ in given}
     for wish in (each for report in reports for each in report.wishes):
+        yield from _unheard(wish, given.get(wish.key))
         if wish.key in given or not (several or given):
             continue
         near = get_close_matches(wish.name, [name for namespace, name in given if namespace == wish.namespace], 1)
@@ -382,6 +396,15 @@ def _between(reports: list[_Report], several: bool) -> Iterator[Finding]:
             fix = f"did you mean {elsewhere[0]}/{wish.name}?"
         message = f"no definition {wish.name!r} in namespace {wish.namespace!r} among these files"
         yield _at(wish, message, fix, note=wish.namespace not in namespaces)
+
+
+def _unheard(wish: _Named, definition: _Named | None) -> Iterator[Finding]:
+    """Find what a pod asks of a network whose plugins would not be told."""
+    if definition and definition.conf:
+        try:
+            capabilities.refuse_unheard("/".join(wish.key), definition.conf, wish.asked)
+        except CniError as cause:
+            yield _at(wish, cause.msg, cause.details)
 
 
 def _at(named: _Named, message: str, fix: str, note: bool = False) -> Finding:

@@ -109,6 +109,18 @@ def test_an_empty_wish_is_noted(tmp_path: Path, key: str) -> None:
     assert spotted(tmp_path / "a.yaml", found).startswith("[]")
 
 
+def test_a_wish_that_no_plugin_would_be_told_is_found_across_files(tmp_path: Path) -> None:
+    """Pod and definition are each right on their own; the finding stands at the pod, with what to write."""
+    (tmp_path / "a.yaml").write_text(definition("a") + "---\n" + definition("b", '{"type": "vendor"}'))
+    asked = json.dumps([{"name": name, "bandwidth": {"ingressRate": 1}, "mac": "02:00:00:00:00:01"} for name in "ab"])
+    (tmp_path / "b.yaml").write_text(pod(f"'{asked}'"))
+    first, second = lint.findings([tmp_path])
+    assert "network default/a: 'bandwidth' is asked for" in first.message
+    assert '"capabilities": {"bandwidth": true}' in first.fix
+    assert spotted(tmp_path / "b.yaml", first).startswith('"a"')
+    assert "into the plugin vendor" in second.fix
+
+
 def test_declining_the_default_networks_is_checked(tmp_path: Path) -> None:
     """The annotation says "none" or it is wrong."""
     text = pod("a").replace(f"{NETWORKS}: a", f"{DEFAULT_NETWORKS}: ")
