@@ -70,7 +70,7 @@ NEVER = {
     "a device that is no PCI address": {"type": "sriov", "deviceID": "eth0"},
     "no device": {"type": "sriov"},
     "a mode that is none": {"type": "macvlan", "mode": "bride"},
-    "a second plugin with a typing error": {"plugins": [{"type": "one"}, {"type": "tunning"}]},
+    "a second plugin with a typing error": {"plugins": [{"type": "one"}, {"type": "tuningg"}]},
 }  # fmt: skip
 
 
