@@ -2,12 +2,38 @@
 """What a call asks for beside its plugin's own keys: runtimeConfig, args.cni and CNI_ARGS (CNI CONVENTIONS.md)."""
 
 import re
+from collections.abc import Callable
+from functools import wraps
+from typing import TypeVar
 
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
 from multus_py.fields import Fields
 
+T = TypeVar("T")
+_REMEMBERED = 64  # configs that were read for a plan and not carried out yet
+
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}|[0-9a-f]{2}(-[0-9a-f]{2}){5}|[0-9a-f]{4}(\.[0-9a-f]{4}){2}")
+
+
+def remembered(parse: Callable[[Call], T]) -> Callable[[Call], T]:
+    """Keep what *parse* read of an ADD until it is asked for once more: the plan reads every config, then ADD does."""
+    known: dict[tuple[str, str], tuple[Call, T]] = {}
+
+    @wraps(parse)
+    def read(call: Call) -> T:
+        key = (call.container_id, call.ifname)
+        before = known.pop(key, None)
+        if before and before[0] == call:
+            return before[1]
+        config = parse(call)
+        if call.verb == "ADD":
+            if len(known) >= _REMEMBERED:
+                known.clear()
+            known[key] = (call, config)
+        return config
+
+    return read
 
 
 def runtime(call: Call) -> Fields:

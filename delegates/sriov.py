@@ -65,6 +65,7 @@ class Config:
         }
 
 
+@requested.remembered
 def parse(call: Call) -> Config:
     """Read the config and what the call asks for beside it; code 7 names the key that is wrong."""
     fields = Fields(call.config, "sriov")

@@ -7,10 +7,14 @@ Keys are found as Go's decoder finds them: the exact spelling first, then withou
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Address
+
+# A few hundred keys are asked for again and again; what people write beside them is not kept for long.
+_fold = lru_cache(512)(str.casefold)
 
 
 class FieldError(CniError):
@@ -36,8 +40,12 @@ class Fields:
         """Return the value of *key* as it stands, None when it is absent."""
         if key in self.body:
             return self.body[key]
-        folded = key.casefold()
-        return next((value for name, value in self.body.items() if name.casefold() == folded), None)
+        return self._folded.get(_fold(key)) if self.body else None
+
+    @cached_property
+    def _folded(self) -> Mapping[str, Any]:
+        """The values by their keys without regard to case; of several the first, as Go takes it."""
+        return {_fold(name): value for name, value in reversed([*self.body.items()])}
 
     def text(self, key: str, default: str = "") -> str:
         """Return a string."""

@@ -261,7 +261,7 @@ class Journal:
     @contextmanager
     def attaching(self) -> Iterator[None]:
         """Keep sweeps of networks away: what is attached meanwhile is on no list of what is in use."""
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = self._opened()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             yield
@@ -272,7 +272,7 @@ class Journal:
     def sweeping(self, patience: Callable[[], bool]) -> Iterator[None]:
         """Keep whoever attaches away for as long as a network is swept; code 11 when *patience* ends before it can."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = self._opened()
         try:
             while True:
                 try:
@@ -286,6 +286,12 @@ class Journal:
             yield
         finally:
             os.close(descriptor)
+
+    def _opened(self) -> int:
+        try:
+            return os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as cause:
+            raise CniError(Code.IO, f"cannot open the journal {self.folder}: {cause.strerror}") from cause
 
 
 @cache

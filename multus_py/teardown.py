@@ -86,7 +86,8 @@ def _all(troubles: Mapping[int, CniError]) -> str:
 
 def _detached(there: Sequence[Known], call: Call, node: Node) -> tuple[list[Attachment], list[Failure], list[CniError]]:
     """Detach all, newest first; return what stays, what failed and is not waited for, and the errors of what stays."""
-    _remove_at_once([one.ifname for one, _ in there if node.chain.owns_interface(one, call)], call.netns)
+    native = [one.ifname for one, progress in there if progress.begun and node.chain.owns_interface(one, call)]
+    _remove_at_once(native, call.netns)
     stays, failed, troubles = [], [], []
     for attachment, progress in reversed(there):
         outcome: list[Failure | None] = []

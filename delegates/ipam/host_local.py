@@ -37,6 +37,7 @@ class Config:
     resolv_conf: str
 
 
+@requested.remembered
 def parse(call: Call) -> Config:
     """Read the config and what the call asks for beside it; code 7 says what is wrong."""
     fields = _ipam(call)

@@ -28,6 +28,7 @@ class Config:
     dns: DNS
 
 
+@requested.remembered
 def parse(call: Call) -> Config:
     """Read the config and what the call asks for beside it; code 7 says what is wrong."""
     fields = Fields(call.config, "config")
