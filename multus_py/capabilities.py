@@ -13,19 +13,9 @@ from multus_py.cni.errors import CniError, Code
 from multus_py.selection import Selection
 
 # What the runtime says of one interface concerns the interface it asked for, not the pod's other ones.
-_ONE_INTERFACE = frozenset(
-    (
-        "mac",
-        "ips",
-        "infinibandGUID",
-        "deviceID",
-        "CNIDeviceInfoFile",
-        "portMappings",
-        "bandwidth",
-        "ipRanges",
-        "aliases",
-    )
-)
+_OF_AN_ADDRESS = ("ips", "ipRanges", "aliases", "portMappings")
+_OF_A_DEVICE = ("mac", "infinibandGUID", "deviceID", "CNIDeviceInfoFile", "bandwidth")
+_ONE_INTERFACE = frozenset(_OF_AN_ADDRESS + _OF_A_DEVICE)
 # Which words of CNI_ARGS the plugins read that we know: the reference plugins 0.8 to 1.9, sriov-cni, ib-sriov-cni,
 # rdma-cni, ovs-cni, bond-cni, whereabouts.
 _READ: Mapping[str, tuple[str, ...]] = {
@@ -79,7 +69,7 @@ def refuse_unheard(network: str, conf: Conflist, asked: Selection | None) -> Non
         capability, word, _ = _ROADS[key]
         if declared(conf, capability):
             continue
-        readers = {reader for reader in _types(conf) if word and word in _READ.get(reader, _MAYBE)}
+        readers = {reader for reader in _told(conf, word) if word in _READ.get(reader, _MAYBE)}
         if not readers:
             raise _unheard(network, conf, key, f"no plugin of its chain ({', '.join(conf.types)}) would be told")
         if key == "ips" and len(value) > 1 and readers == {"host-local"}:
@@ -95,12 +85,11 @@ def _wanted(asked: Selection) -> Iterator[tuple[str, Any]]:
     yield from (("bandwidth", asked.bandwidth),) if asked.bandwidth else ()
 
 
-def _types(conf: Conflist) -> Iterator[str]:
-    """Yield the types of the chain's plugins, those of their IPAM included."""
-    for plugin in conf.plugins:
-        yield str(plugin["type"])
-        if ipam := _ipam(plugin):
-            yield ipam
+def _told(conf: Conflist, word: str) -> Iterator[str]:
+    """Yield the types of the plugins that may do what a word of CNI_ARGS asks: of an address IPAM plugins, too."""
+    yield from conf.types if word else ()
+    if word == "IP":
+        yield from filter(None, map(_ipam, conf.plugins))
 
 
 def _ipam(plugin: Mapping[str, Any]) -> str:

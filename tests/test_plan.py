@@ -154,6 +154,7 @@ GUID = {"infiniband-guid": "11:22:33:44:55:66:77:88"}
          "write {} into the plugin bridge"),
         ([{"type": "ipvlan", **STATIC}], MAC, 'add a plugin that takes it, such as {{"type": "tuning", {}}}'),
         ([{"type": "ptp", "capabilities": {"ips": True, "mac": False}}], MAC, "add a plugin"),
+        ([{"type": "vlan", "ipam": {"type": "vendor-ipam"}}], MAC, "add a plugin"),
         ([{"type": "bridge"}], PORTS, 'such as {{"type": "portmap", {}}}'),
         ([{"type": "bridge"}, {"type": "portmap"}], PORTS, "write {} into the plugin portmap"),
         ([{"type": "bridge"}, {"type": "portmap", "capabilities": {"portMappings": True}}], RATE, '"bandwidth", {}'),
