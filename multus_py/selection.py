@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from multus_py.cni import names
+from multus_py.cni import jsontext, names
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Address
 from multus_py.fields import FieldError, Fields
@@ -134,11 +134,9 @@ class _Json:
 
     def selections(self) -> tuple[Selection, ...]:
         try:
-            body = json.loads(self.text)
+            body = jsontext.parse(self.text)
         except json.JSONDecodeError as cause:
             raise self._wrong(cause.pos, f"not JSON: {cause.msg}") from cause
-        except (ValueError, RecursionError) as cause:
-            raise self._wrong(0, f"not JSON: {cause}") from cause
         if not isinstance(body, list):
             raise self._wrong(0, "must be a JSON list of networks", "put [ ] around it")
         return tuple(self._selection(item, n) for n, item in enumerate(body))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from multus_py.cni import versions
+from multus_py.cni import jsontext, versions
 from multus_py.cni.errors import CniError, Code
 from multus_py.config import TYPE
 from multus_py.entry import install
@@ -154,6 +154,6 @@ def _pair(text: str) -> tuple[str, Any]:
     if not key or not equals:
         raise CniError(Code.INVALID_CONFIG, f"--set {text!r} is not KEY=VALUE", "example: --set apiDeadline=5")
     try:
-        return key, json.loads(value)
+        return key, jsontext.parse(value)
     except ValueError:
         return key, value

@@ -13,7 +13,7 @@ from typing import Any
 
 from multus_py import capabilities, selection
 from multus_py.cli.positions import Spot, Text, value_at
-from multus_py.cni import conflist
+from multus_py.cni import conflist, jsontext
 from multus_py.cni.call import json_object
 from multus_py.cni.conflist import Conflist
 from multus_py.cni.errors import CniError
@@ -131,12 +131,18 @@ def _file(path: Path) -> Iterator[_Report]:
     try:
         with path.open("rb") as file:
             raw = file.read(SIZE_LIMIT + 1)
-        text = Text(str(path), raw.decode())
-    except (OSError, UnicodeDecodeError) as cause:
+    except OSError as cause:
         yield _Report((Finding(str(path), 1, 1, f"cannot be read: {cause}", ""),))
         return
     if len(raw) > SIZE_LIMIT:
         yield _Report((Finding(str(path), 1, 1, f"larger than {SIZE_LIMIT} bytes", "split it"),))
+        return
+    text = Text(str(path), raw.decode("utf-8-sig", errors="replace"))
+    try:
+        raw.decode()
+    except UnicodeDecodeError as cause:
+        spot = text.at(len(raw[: cause.start].decode()))
+        yield _Report((Finding(text.file, spot.line, spot.column, f"not UTF-8: {cause.reason}", "save it as UTF-8"),))
         return
     if path.name.endswith(CONFIGS) or path.name == DAEMON_CONFIG:
         yield _Report(tuple(_config(text, path.name)))
@@ -148,13 +154,12 @@ def _file(path: Path) -> Iterator[_Report]:
         elif is_json and isinstance(document.body, Mapping) and "kind" not in document.body:
             yield _Report(tuple(_config(text, path.name)))
         else:
-            root = document.node if document.node is not None else text.json_node()
-            yield from _objects(document.body, _Where(text, root, ()))
+            yield from _objects(document.body, _Where(text, document.node, ()))
 
 
 @dataclass(frozen=True)
 class _Where:
-    """A place in a document of a file: *root* is the document's YAML node, None when there is none."""
+    """A place in a document of a file: *root* is the document's YAML node, None when the file is JSON."""
 
     text: Text
     root: Any
@@ -250,8 +255,8 @@ def _annotation(text: str, namespace: str, where: _Where, key: str) -> tuple[lis
 def _element_troubles(text: str) -> list[Trouble]:
     """Hold the JSON form against its schema; what is no JSON is the parser's business."""
     try:
-        body = json.loads(text) if any(sign in text for sign in '[{"') else None
-    except (ValueError, RecursionError):
+        body = jsontext.parse(text) if any(sign in text for sign in '[{"') else None
+    except json.JSONDecodeError:
         return []
     return [*troubles(body, "networks"), *_empty_wishes(body)] if isinstance(body, list) else []
 
@@ -300,12 +305,9 @@ def _conf(text: str, name: str) -> Conflist | None:
 def _network(text: str, where: _Where, name: str) -> Iterator[Finding]:
     """Check the CNI config in the string at a place."""
     try:
-        body = json.loads(text)
+        body = jsontext.parse(text)
     except json.JSONDecodeError as cause:
         yield where.finding(Trouble((), f"not JSON: {cause.msg}", _advice(text, cause)), cause.pos)
-        return
-    except (ValueError, RecursionError) as cause:
-        yield where.finding(Trouble((), f"not JSON: {cause}"))
         return
     found = troubles(body, "network")
     if all(trouble.note for trouble in found):
@@ -336,15 +338,12 @@ def _advice(text: str, cause: json.JSONDecodeError) -> str:
 def _config(text: Text, name: str) -> Iterator[Finding]:
     """Check a file that is one JSON config."""
     try:
-        body = json.loads(text.content)
+        body = jsontext.parse(text.content)
     except json.JSONDecodeError as cause:
         yield Finding(text.file, cause.lineno, cause.colno, f"not JSON: {cause.msg}", _advice(text.content, cause))
         return
-    except (ValueError, RecursionError) as cause:
-        yield Finding(text.file, 1, 1, f"not JSON: {cause}", "")
-        return
     for trouble in _config_troubles(_with_folder(body, Path(text.file)), name):
-        spot = text.at(_offset(text.content, trouble.path))
+        spot = text.spot(None, trouble.path)
         where = f"{trouble.where}: " if trouble.where else ""
         yield Finding(text.file, spot.line, spot.column, where + trouble.message, trouble.fix, trouble.note)
 

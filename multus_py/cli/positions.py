@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a value stands in a file: line and column of a place in a YAML or JSON document, also inside its strings."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,9 +9,10 @@ from typing import Any
 
 import yaml
 
-from multus_py.kube.manifests import documents
+from multus_py.selection import places
 
 Place = tuple[str | int, ...]
+_JSON_CHARACTER = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u....|\\.|[^\"]", re.DOTALL)
 # What one escape of a double-quoted scalar takes after the backslash (YAML 1.1, 5.6).
 _ESCAPES = {"x": 3, "u": 5, "U": 9}
 
@@ -40,18 +42,13 @@ class Text:
         before = self.content[:offset]
         return Spot(before.count("\n") + 1, offset - before.rfind("\n"))
 
-    def json_node(self) -> Any:
-        """Read a JSON text as the YAML node that it also is, None when YAML cannot (a tab is kept a blank)."""
-        found = list(documents(self.content.replace("\t", " ").encode(), is_json=False))
-        return found[0].node if len(found) == 1 else None
-
     def spot(self, root: Any, path: Place, offset: int | None = None) -> Spot:
         """Return where the value at *path* below the YAML node *root* stands, or the nearest one around it.
 
-        With *offset* the value is a string, and the spot that of its character.
+        Without *root* the text is JSON. With *offset* the value is a string, and the spot that of its character.
         """
         if root is None:
-            return Spot(1, 1)
+            return self._json_spot(path, offset)
         node = root
         for part in path:
             child = _child(node, part)
@@ -61,6 +58,21 @@ class Text:
         if offset is None or not isinstance(node, yaml.ScalarNode):
             return _start(node)
         return self._inside(node, offset)
+
+    @cached_property
+    def _json_places(self) -> dict[Place, int]:
+        return places(self.content)
+
+    def _json_spot(self, path: Place, offset: int | None) -> Spot:
+        known = next((path[:n] for n in range(len(path), -1, -1) if path[:n] in self._json_places), None)
+        if known is None:
+            return Spot(1, 1)
+        at = self._json_places[known]
+        if offset is not None and known == path and self.content[at] == '"':
+            at += 1
+            for _ in range(offset):
+                at += _json_width(self.content, at)
+        return self.at(at)
 
     def _inside(self, node: Any, offset: int) -> Spot:
         if node.style == "|":
@@ -110,6 +122,12 @@ def _child(node: Any, part: str | int) -> Any:
         # The last one of equal keys is the one that counts.
         return next((value for key, value in reversed(node.value) if key.value == part), None)
     return None
+
+
+def _json_width(text: str, at: int) -> int:
+    """Return what one character of a JSON string takes; those beyond 16 bits are two escapes (RFC 8259, 7)."""
+    found = _JSON_CHARACTER.match(text, at)
+    return len(found[0]) if found else 0
 
 
 def _width(line: str, at: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from multus_py.cni import names, versions
+from multus_py.cni import jsontext, names, versions
 from multus_py.cni.errors import CniError, Code
 
 # What each verb needs in its environment (spec section 2; libcni asks the same of its plugins).
@@ -118,18 +118,10 @@ def json_object(text: bytes | str, what: str = "the config on standard input") -
     if len(text) > INPUT_LIMIT:
         raise CniError(Code.DECODE, f"{what} is larger than {INPUT_LIMIT} bytes")
     try:
-        body = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as cause:
-        place = (
-            f"line {cause.lineno} column {cause.colno}: {cause.msg}"
-            if isinstance(cause, json.JSONDecodeError)
-            else str(cause)
-        )
+        body = jsontext.parse(text)
+    except json.JSONDecodeError as cause:
+        place = f"line {cause.lineno} column {cause.colno}: {cause.msg}"
         raise CniError(Code.DECODE, f"{what} is not JSON: {place}") from cause
     if not isinstance(body, dict):
         raise CniError(Code.DECODE, f"{what} must be a JSON object, it is {type(body).__name__}")
     return body
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

@@ -14,14 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from multus_py.cni import names
+from multus_py.cni import jsontext, names
 from multus_py.cni.errors import CniError, Code
+from multus_py.cni.jsontext import DEPTH_LIMIT, TOO_DEEP
 from multus_py.kube.notes import Event, Notes
 from multus_py.kube.store import NETWORK_STATUS, Device, NetworkDefinition, NotFound, Pod, PodRef
 
 SUFFIXES = (".yaml", ".yml", ".json")
 SIZE_LIMIT = 16 * 1024 * 1024  # bytes of one manifest that we are ready to read
-DEPTH_LIMIT = 100  # levels of nesting
 _GROUP = "k8s.cni.cncf.io/"
 _KINDS = {Pod: "Pod", NetworkDefinition: "NetworkAttachmentDefinition"}
 T = TypeVar("T", Pod, NetworkDefinition)
@@ -217,11 +217,9 @@ def documents(raw: bytes, *, is_json: bool) -> Iterator[Document]:
 
 def _json_document(raw: bytes) -> Document:
     try:
-        return Document(json.loads(raw)) if raw.strip() else Document()
+        return Document(jsontext.parse(raw)) if raw.strip() else Document()
     except json.JSONDecodeError as cause:
         return Document(line=cause.lineno, column=cause.colno, trouble=f"not JSON: {cause.msg}")
-    except (ValueError, RecursionError) as cause:
-        return Document(trouble=f"not JSON: {cause}")
 
 
 def _yaml_documents(raw: bytes) -> Iterator[Document]:
@@ -231,35 +229,61 @@ def _yaml_documents(raw: bytes) -> Iterator[Document]:
     # Without the C parser a file takes ten times longer; the same documents come out.
     parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        loader = parser(raw)
-        if (line := _too_deep(parser, raw)) is not None:
-            yield Document(line=line, trouble=f"more than {DEPTH_LIMIT} levels of nesting")
+        loader = _telling_places(parser(raw))
+        if _may_be_deep(raw) and (mark := _too_deep(parser(raw))):
+            yield Document(line=mark.line + 1, column=mark.column + 1, trouble=TOO_DEEP)
             return
         while loader.check_node():
             yield _constructed(loader, loader.get_node())
+    except yaml.reader.ReaderError as cause:
+        yield _unreadable(raw, cause)
     except (yaml.YAMLError, ValueError, RecursionError) as cause:
         yield _yaml_trouble(cause)
 
 
-def _too_deep(parser: Any, raw: bytes) -> int | None:
-    """Return the line where the nesting goes beyond `DEPTH_LIMIT`, None when it does not.
+def _may_be_deep(raw: bytes) -> bool:
+    """Tell whether there could be more levels than `DEPTH_LIMIT`: what is small and flat is not parsed twice."""
+    # Of the two halves one comes from signs within lines, one from indentation: a column has two levels at most.
+    signs = sum(raw.count(sign) for sign in (b"[", b"{", b"- ", b"-\t", b"? ", b"?\t"))
+    return signs > DEPTH_LIMIT // 2 or b" " * (DEPTH_LIMIT // 4) in raw
 
-    The C parser builds its nodes by recursion on the C stack, without a limit: the process would die.
+
+def _too_deep(loader: Any) -> Any:
+    """Return the mark where the nesting goes beyond `DEPTH_LIMIT`, None when it does not.
+
+    Parsers that build their nodes by recursion on the C stack have no limit, or another: the process would die.
     """
     import yaml
 
-    if len(raw) < 4096:
-        return None  # not enough bytes to fill the stack
-    loader, depth = parser(raw), 0
+    depth = 0
     try:
         while loader.check_event():
             event = loader.get_event()
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEPTH_LIMIT:
-                return int(event.start_mark.line) + 1
+                return event.start_mark
     except yaml.YAMLError:
         return None  # told, with its place, by the reading proper
     return None
+
+
+def _telling_places(loader: Any) -> Any:
+    """Have the *loader* say of each value that it cannot make where the value stands."""
+    import yaml
+
+    construct = loader.construct_object
+
+    def placed(node: Any, deep: bool = False) -> Any:
+        try:
+            return construct(node, deep)
+        # The package lets through what Python's own types raise for a text that they cannot take.
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as cause:
+            shown = f"{node.value[:40]!r}" if isinstance(node.value, str) else "what stands here"
+            why = f"{shown} is not a valid {node.tag.rpartition(':')[2]}, put it in quotes"
+            raise yaml.constructor.ConstructorError(None, None, why, node.start_mark) from cause
+
+    loader.construct_object = placed
+    return loader
 
 
 def _constructed(loader: Any, node: Any) -> Document:
@@ -272,9 +296,20 @@ def _constructed(loader: Any, node: Any) -> Document:
         return _yaml_trouble(cause, line, column)
 
 
+def _unreadable(raw: bytes, cause: Any) -> Document:
+    """Return the trouble of a character that YAML does not have; its place is told as an offset."""
+    # The C parser counts bytes; the other one, too, as long as it decodes, and characters afterwards.
+    decoded = cause.encoding == "unicode"
+    before = (
+        raw.decode(errors="replace")[: cause.position] if decoded else raw[: cause.position].decode(errors="replace")
+    )
+    line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+    return Document(line=line, column=column, trouble=f"not YAML: {cause.reason}")
+
+
 def _yaml_trouble(cause: Exception, line: int = 1, column: int = 1) -> Document:
     mark = getattr(cause, "problem_mark", None)
-    why = getattr(cause, "problem", None) or getattr(cause, "reason", None) or str(cause)
+    why = getattr(cause, "problem", None) or str(cause)
     place = (mark.line + 1, mark.column + 1) if mark else (line, column)
     return Document(line=place[0], column=place[1], trouble=f"not YAML: {why}")
 

@@ -2,6 +2,7 @@
 """Lint: what is wrong is found at its line and column, and what is right passes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,49 @@ def test_broken_yaml_is_told_with_its_line(tmp_path: Path) -> None:
         each.message for each in found
     ]
     assert found[1].line == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "place", "words"),
+    [
+        ("a.yaml", b"a: 1\nb: !!timestamp foo\n", (2, 4), "not a valid timestamp"),
+        ("a.yaml", b"a: 1\nb: 2020-13-45\n", (2, 4), "not a valid timestamp"),
+        ("a.yaml", b"a: 1\nb: \x01\n", (2, 4), "control characters|special characters"),
+        ("a.yaml", "é: 1\n".encode() + b"b: \xff\n", (2, 4), "not UTF-8"),
+        ("a.conf", b'{"a": 1,\n"b": "\xff"}', (2, 7), "not UTF-8"),
+        ("a.json", b'{"a": 1,\n"b": ' + b"9" * 5_000 + b"}", (2, 6), "more digits"),
+        ("a.json", b'{"a": 1,\n"b": ' + b"[" * 5_000, (2, 105), "levels of nesting"),
+        ("a.conf", b'{"a": 1,\n"b": ' + b"[" * 5_000, (2, 105), "levels of nesting"),
+        ("a.conf", b'{"a": 1,\n"b": NaN}', (2, 6), "no NaN"),
+    ],
+)
+def test_what_no_parser_tells_the_place_of_is_placed(
+    tmp_path: Path, name: str, raw: bytes, place: tuple[int, int], words: str
+) -> None:
+    """Values that cannot be made, characters, depth and digits are found at the line where they stand."""
+    (tmp_path / name).write_bytes(raw)
+    (found,) = lint.findings([tmp_path / name])
+    assert place == (found.line, found.column)
+    assert re.search(words, found.message)
+
+
+def test_json_within_yaml_is_placed_too(tmp_path: Path) -> None:
+    """In a config and in an annotation the same is found at its character."""
+    config = definition(config='{"type": ' + "9" * 5_000, holder="block")
+    found = check(tmp_path, config + "---\n" + pod("'[" + "[" * 2_000 + "'"))
+    assert ["not JSON: more digits than a number can have", "not JSON: more than 100 levels of nesting"] == [
+        each.message for each in found
+    ]
+    assert [(8, 14), (15, 35 + 100)] == [(each.line, each.column) for each in found]
+
+
+def test_escapes_that_yaml_lacks_do_not_hide_a_place(tmp_path: Path) -> None:
+    """A .json file is read as JSON: two escapes for one character, or a slash with a backslash, move nothing."""
+    text = '{"kind": "Pod", "metadata": {"annotations": {"x": "\\/",\n "%s": "\\ud83d\\ude00\\u0009, net_b"}}}'
+    (found,) = check(tmp_path, text % NETWORKS, "a.json")
+    assert (2, spotted(tmp_path / "a.json", found)[:4]) == (found.line, "\\ud8")
+    (found,) = check(tmp_path, text.replace("\\ud83d\\ude00\\u0009", "a@i\\u002e") % NETWORKS, "a.json")
+    assert spotted(tmp_path / "a.json", found).startswith("net_b")
 
 
 def test_the_exit_status_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

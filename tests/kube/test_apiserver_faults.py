@@ -233,6 +233,15 @@ def test_a_broken_kubeconfig_is_a_clean_error(tmp_path: Path, text: str) -> None
     assert int(Code.INVALID_CONFIG) == caught.value.code
 
 
+@pytest.mark.parametrize("value", ["!!bool foo", "2020-13-45", "{]", "\x01", "9" * 5_000])
+def test_a_kubeconfig_that_is_no_yaml_is_told_with_its_line(tmp_path: Path, value: str) -> None:
+    """Whatever the parser makes of it, the error says at which line to look."""
+    kubeconfig = tmp_path / "broken.kubeconfig"
+    kubeconfig.write_text(f"apiVersion: v1\nkind: Config\nx: {value}")
+    with pytest.raises(CniError, match=r"broken\.kubeconfig.*: line 3: not YAML"):
+        ApiServer(str(kubeconfig), 5).pod(REF)
+
+
 def test_a_missing_kubeconfig_is_a_clean_error(tmp_path: Path) -> None:
     """A path that leads nowhere is named."""
     with pytest.raises(CniError, match="absent"):

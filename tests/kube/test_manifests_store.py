@@ -3,15 +3,19 @@
 
 import json
 import os
+import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from multus_py.cni.errors import CniError, Code
-from multus_py.kube.manifests import DEPTH_LIMIT, Manifests, documents
+from multus_py.cni.jsontext import DEPTH_LIMIT, TOO_DEEP
+from multus_py.kube.manifests import Manifests, documents
 from multus_py.kube.notes import EVENTS_KEPT, EVENTS_SIZE
 from multus_py.kube.store import NETWORK_STATUS, NotFound, Pod, PodRef
 
@@ -170,11 +174,69 @@ def test_a_name_may_be_escaped(store: Manifests, tmp_path: Path) -> None:
     assert {"pone", "ptwo"} == {store.pod(PodRef("default", name)).name for name in ("pone", "ptwo")}
 
 
+@pytest.mark.parametrize("levels", [DEPTH_LIMIT + 1, 1_000, 100_000])
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "])
-def test_deep_nesting_is_refused(opening: str) -> None:
-    """A hundred thousand levels are a trouble with a line, not a dead process."""
-    found = list(documents((opening * 100_000).encode(), is_json=False))
-    assert any(str(DEPTH_LIMIT) in document.trouble for document in found)
+def test_deep_nesting_is_refused(opening: str, levels: int) -> None:
+    """However the parser says it, too many levels are a trouble with a line, not a dead process."""
+    raw = b"a: 1\n---\n# two\n" + opening.encode() * levels
+    *_, last = documents(raw, is_json=False)
+    assert last.trouble
+    assert last.line in (4, 5)  # a parser may reach the end of the text, where brackets are missing, first
+    assert None is last.body
+
+
+@pytest.mark.parametrize(
+    "nested",
+    [
+        lambda levels: "[" * levels + "]" * levels,
+        lambda levels: "- " * levels + "1",
+        lambda levels: "".join(f"{' ' * n}a:\n" for n in range(levels)),
+        lambda levels: "".join(f"{' ' * (n // 2)}{'-' if n % 2 else 'a:'}\n" for n in range(levels)),
+    ],
+    ids=["flow", "compact", "block", "two a column"],
+)
+def test_the_limit_of_nesting_is_ours(nested: Callable[[int], str]) -> None:
+    """The limit is read and one level more is refused, whatever the size of the file."""
+    for levels in (DEPTH_LIMIT, DEPTH_LIMIT + 1):
+        (found,) = documents(nested(levels).encode(), is_json=False)
+        assert (TOO_DEEP == found.trouble) is (levels > DEPTH_LIMIT)
+
+
+@pytest.mark.parametrize("with_c", [True, False], ids=["C", "Python"])
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("!!timestamp foo", "timestamp"),
+        ("!!bool foo", "bool"),
+        ("!!int foo", "int"),
+        ("2020-13-45", "timestamp"),
+        ("9" * 5_000, "int"),
+        ("!!python/object:os.system x", "constructor"),
+        ("*b", "alias"),
+        ("[é, \x01]", "allowed"),
+        ("[é, \udcff]", "octet|byte"),
+        ("\t- x", "token|not allowed"),
+    ],
+)
+def test_whatever_the_parser_raises_has_its_place(
+    value: str, why: str, with_c: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value that cannot be made is a trouble at its own line, with either parser, and never another exception."""
+    if not with_c:
+        monkeypatch.delattr(yaml, "CSafeLoader")
+    raw = f"é: 1\nb:\n  c: {value}\n".encode(errors="surrogateescape")
+    (found,) = documents(raw, is_json=False)
+    assert re.search(why, found.trouble), found.trouble
+    assert (3, True) == (found.line, 6 <= found.column <= 10)
+
+
+def test_the_store_names_the_line_of_what_cannot_be_made(store: Manifests, tmp_path: Path) -> None:
+    """A file with such a value hides nothing but itself, and its place is told."""
+    write(tmp_path, "a.yaml", "a: 1\nb: !!bool foo\n")
+    write(tmp_path, "b.json", '{"a": 1,\n "b": ' + "9" * 5_000 + "}")
+    write(tmp_path, "p.yaml", POD.format(name="p1"))
+    assert [pod.name for pod in store.pods()] == ["p1"]
+    assert ["a.yaml:2", "b.json:2"] == [":".join(Path(told).name.split(":")[:2]) for told in store.troubles()]
 
 
 def test_nesting_within_the_limit_is_read() -> None:
