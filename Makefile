@@ -5,10 +5,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 PYTEST_FLAGS ?=
+# A file that says with what versions, and what is built when the package is installed.
+INSTALLED := pyproject.toml hatch_build.py .ci/python-venv $(wildcard multus_py/shim/*.[ch])
+LOWEST := .venv-lowest
+# The tests that use third-party packages, each of those in pyproject.toml; all tests are LOWEST_TESTS=tests.
+LOWEST_TESTS ?= tests/agent/test_daemon.py tests/cli/test_lint.py tests/cni tests/devices tests/kube tests/schemas \
+	tests/test_locks.py tests/test_netlink.py
 
 GUEST := $${XDG_CACHE_HOME:-/var/cache}/multus-py-guest
 
-.PHONY: help root demo test guest check format venv packages clean
+.PHONY: help root demo test guest check format venv lock lowest packages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,15 +43,25 @@ format: venv ## put the code into shape
 
 venv: $(STAMP) ## the virtual environment with the package and the development tools
 
-$(STAMP): pyproject.toml hatch_build.py $(wildcard multus_py/shim/*.[ch]) | packages
-	@.ci/python-venv $(PYTHON)
-	@echo "installing multus-py and its development tools into .venv"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+$(STAMP): requirements/dev.txt $(INSTALLED) | packages
+	@.ci/python-venv .venv requirements/dev.txt $(PYTHON)
+	@touch $@
+
+lock: venv ## renew requirements/, the locks of all that is installed, from pyproject.toml
+	@.ci/lock
+
+lowest: $(LOWEST)/.installed ## the tests of the third-party packages, with the lowest versions that pyproject.toml allows
+	$(LOWEST)/bin/pytest $(PYTEST_FLAGS) $(LOWEST_TESTS)
+
+$(LOWEST)/.installed: requirements/lowest.txt $(INSTALLED) | packages
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+		echo "the lowest versions are those of Python 3.11. Try: make PYTHON=python3.11 lowest" >&2; exit 1; }
+	@.ci/python-venv $(LOWEST) requirements/lowest.txt $(PYTHON)
 	@touch $@
 
 packages: ## Debian's packages that demo and tests use, those that are missing
 	@.ci/debian-packages
 
 clean: ## remove what was built here
-	rm -rf .venv build dist multus_py/shim/bin .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv $(LOWEST) build dist multus_py/shim/bin .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -79,7 +79,7 @@ def build(shim: Path, machine: str) -> Path:
             troubles.append(f"{shlex.join(compiler)}: {done.stderr.strip()[-1000:]}")
     raise CannotBuild(
         f"the shim for {machine} was not built: {'; '.join(troubles)}. "
-        + "Install a C compiler with its static libc, or set MULTUS_PY_SHIM_MACHINES=all to have ziglang fetched"
+        + "Install a C compiler with its static libc, or PyPI's ziglang; MULTUS_PY_SHIM_MACHINES=all has it fetched"
     )
 
 

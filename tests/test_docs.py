@@ -87,7 +87,9 @@ def test_the_annotation_in_the_readme_is_that_of_the_example() -> None:
     assert shown.group(1).rstrip() in (EXAMPLES / "pods.yaml").read_text()
 
 
-@pytest.mark.parametrize("script", [".ci/run", ".ci/debian-packages", ".ci/python-venv", "examples/demo.sh"])
+@pytest.mark.parametrize(
+    "script", [".ci/run", ".ci/lock", ".ci/debian-packages", ".ci/python-venv", "examples/demo.sh"]
+)
 def test_scripts_can_be_run(script: str) -> None:
     """Each script is executable and its shell can parse it."""
     path = ROOT / script

@@ -22,7 +22,7 @@ STRINGS = '"[[{{ NaN -Infinity \\" ' + DIGITS + '"'
 @pytest.mark.parametrize(
     ("value", "at", "words"),
     [
-        ("tru", 0, "Expecting value"),
+        ("nil", 0, "Expecting value"),
         ("NaN", 0, "no NaN"),
         ("-Infinity", 0, "no -Infinity"),
         (DIGITS, 0, "digits"),
