@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An interface in the pod gets what IPAM gave, and is compared with it later; IPAM itself is asked here too."""
 
+import errno
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -110,6 +111,18 @@ def remove_interface(netns: str, ifname: str) -> None:
         return
     with suppress(netlink.NoNamespace):
         netlink.remove_links(netns, [ifname])
+
+
+def remove_index(netns: str, index: int) -> None:
+    """Delete the pod's interface with an index, whatever it is called by now; one that is gone already is success."""
+    try:
+        with netlink.open(netns) as inside:
+            inside.delete_link(index)
+    except netlink.NoNamespace:
+        return
+    except netlink.NetlinkError as trouble:
+        if trouble.errno != errno.ENODEV:
+            raise
 
 
 def _broken(ifname: str, what: str) -> CniError:

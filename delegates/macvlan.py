@@ -74,7 +74,7 @@ def add(request: Request) -> Result:
             undo.add(configure.release, request, config.ipam)
             given = configure.ask_ipam(request, config.ipam)
         ips = tuple(replace(ip, interface=0) for ip in given.ips)
-        pod = netlink.visit(call.netns, lambda: _dress(call, made, ips, given))
+        pod = netlink.visit(call.netns, lambda: _dress(call, made, ips, given, undo))
         result = Result(
             interfaces=(Interface(pod.name, pod.mac, sandbox=call.netns),), ips=ips, routes=given.routes, dns=config.dns
         )
@@ -170,11 +170,12 @@ def _master(home: Netlink, config: Config) -> Link:
     raise CniError(Code.INVALID_CONFIG, "no default route interface found", "name the device in 'master'")
 
 
-def _dress(call: Call, made: str, ips: tuple[IP, ...], given: Result) -> Link:
+def _dress(call: Call, made: str, ips: tuple[IP, ...], given: Result, undo: Undo) -> Link:
     """Name the interface, set it up with what it was given; runs inside the pod's namespace."""
     with netlink.open() as pod:
         link = pod.link(made)
         if made != call.ifname:
+            undo.add(configure.remove_index, call.netns, link.index)  # the name that it was made under is gone
             pod.set_link(link.index, name=call.ifname)
             link = replace(link, name=call.ifname)
         if not ips:

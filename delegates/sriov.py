@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from multus_py import netlink
+from multus_py.cni import names
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
 from multus_py.cni.delegate import Request
@@ -286,7 +287,13 @@ def _mark(name: str, call: Call) -> str:
 def _unmarked(before: Before) -> Before:
     """Return what was before, with the own name of an interface that came back without its lease."""
     mark, _, rest = before.alias.partition(":")
-    return replace(before, name=rest.partition(":")[0], alias="") if mark == _MARK and rest else before
+    return replace(before, name=_own_name(rest, before.name), alias="") if mark == _MARK and rest else before
+
+
+def _own_name(marked: str, there: str) -> str:
+    """Return the own name in a mark, which a pod may have written; *there*, the present one, for what is no name."""
+    name = marked.partition(":")[0]
+    return there if names.interface_trouble(name) else name
 
 
 def _dress(call: Call, config: Config, function: Function, ips: tuple[IP, ...], given: Result) -> Link:
@@ -369,7 +376,7 @@ def _recover(host: Netlink, slot: Slot, call: Call) -> None:
         return
     link = host.device(slot.device) or _inside(call.netns, slot.device)
     mark, _, rest = link.alias.partition(":") if link else ("", "", "")
-    name, _, owner = rest.partition(":")
+    owner = rest.partition(":")[2]
     if link is None or mark != _MARK or owner != f"{call.container_id}:{call.ifname}":
         return
     function = virtual_function.find(host, BUS, slot.device)
@@ -382,7 +389,9 @@ def _recover(host: Netlink, slot: Slot, call: Call) -> None:
         trust=None if now.trust is None else False,
     )
     log.warning("the lease of %s was lost: it is given back with the attributes of a new function", function)
-    virtual_function.restore(host, BUS, slot.device, Before(fresh, name, link.mac, link.mtu), call.netns)
+    virtual_function.restore(
+        host, BUS, slot.device, Before(fresh, _own_name(rest, link.name), link.mac, link.mtu), call.netns
+    )
     slot.clear()
 
 

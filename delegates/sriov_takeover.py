@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multus_py import small_files
 from multus_py.cni.errors import CniError
 from multus_py.delegates.virtual_function import Before
 from multus_py.fields import Fields
@@ -16,6 +17,7 @@ from multus_py.pci import ADDRESS
 from multus_py.vf import LINK_STATES, NO_MAC, VirtualFunction
 
 log = logging.getLogger("multus_py")
+_SIZE_MAX = 64 * 1024  # bytes
 _WIDE = (0x88A8, 0xA888)  # 802.1ad; its netlink library has had the number in either byte order
 
 
@@ -32,7 +34,7 @@ def read(folder: Path, owner: Owner) -> Kept | None:
     """Return what `<folder>/<container id>-<interface>` tells; None when there is none, or none that can be read."""
     path = folder / f"{owner.container_id}-{owner.ifname}"
     try:
-        body = json.loads(path.read_text())
+        body = json.loads(small_files.read_regular(path, _SIZE_MAX))
         return _kept(path, body) if isinstance(body, Mapping) else None
     except FileNotFoundError:
         return None

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from multus_py import small_files
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code
 from multus_py.fields import Fields
@@ -120,14 +121,11 @@ def _path(capabilities: Mapping[str, Any], root: Path) -> Path | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        with path.open("rb") as file:
-            text = file.read(SIZE_LIMIT + 1)
+        text = small_files.read_regular(path, SIZE_LIMIT)
     except FileNotFoundError:
         return None
     except OSError as cause:
         raise CniError(Code.IO, f"cannot read the device information {path}: {cause.strerror}") from cause
-    if len(text) > SIZE_LIMIT:
-        raise CniError(Code.DECODE, f"device information {path} is larger than {SIZE_LIMIT} bytes")
     return decode(text, f"device information {path}")
 
 

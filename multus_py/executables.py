@@ -7,11 +7,12 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from multus_py.cni import names
 from multus_py.cni.errors import CniError, Code
 
 BUSY_TRIES = 6
@@ -31,7 +32,7 @@ class Executables(Protocol):
     """What starts executables: this process (`Children`), or the daemon's spawner."""
 
     def find(self, name: str, folders: tuple[str, ...]) -> Path | None:
-        """Return the first regular file of that name in *folders*, links unresolved."""
+        """Return the first regular file of that name in *folders*, links unresolved; None for what is no file name."""
 
     def run(self, path: Path, env: Mapping[str, str], stdin: bytes, timeout: float) -> Ended:
         """Run it to its end; code 5 when it cannot be started, 11 when *timeout* seconds were not enough."""
@@ -46,12 +47,11 @@ class Children:
 
     def find(self, name: str, folders: tuple[str, ...]) -> Path | None:
         """Return the first regular file of that name in *folders*, links unresolved."""
-        for folder in folders:
-            candidate = Path(folder) / name
+        for candidate in candidates(name, folders):
             try:
                 if stat.S_ISREG(candidate.stat().st_mode):
                     return candidate
-            except OSError:
+            except (OSError, ValueError):  # ValueError: a folder that can be no path
                 continue
         return None
 
@@ -80,6 +80,16 @@ class Children:
                     raise not_started(path, cause) from cause
             self.sleep(BUSY_PAUSE)
         raise AssertionError("the last try returns or raises")
+
+
+def candidates(name: str, folders: Iterable[str]) -> list[Path]:
+    """Return where an executable of that name may be: in a folder itself, never below or above it.
+
+    A name that is more than a file name is nowhere; a relative folder depends on where we were started, and is left out.
+    """
+    if not names.is_plugin_type(name):
+        return []
+    return [Path(folder) / name for folder in folders if folder.startswith("/")]
 
 
 def not_started(path: Path, cause: OSError) -> CniError:

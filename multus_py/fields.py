@@ -17,6 +17,13 @@ from multus_py.cni.result import Address
 _fold = lru_cache(512)(str.casefold)
 
 
+def _whole(text: str) -> bool:
+    """Tell whether *text* can be a path and be written to a file: no zero byte, no half of a surrogate pair."""
+    if text.isascii():
+        return "\0" not in text
+    return "\0" not in text and not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
 class FieldError(CniError):
     """A key whose value has the wrong shape; *key* is its name."""
 
@@ -52,7 +59,7 @@ class Fields:
         value = self.get(key)
         if value is None:
             return default
-        if not isinstance(value, str) or "\0" in value:
+        if not isinstance(value, str) or not _whole(value):
             raise self.wrong(key, "a string")
         return value
 
@@ -88,7 +95,7 @@ class Fields:
         value = self.get(key)
         if value is None:
             return None
-        if not isinstance(value, list) or not all(isinstance(item, str) and "\0" not in item for item in value):
+        if not isinstance(value, list) or not all(isinstance(item, str) and _whole(item) for item in value):
             raise self.wrong(key, "a list of strings")
         return tuple(value)
 

@@ -447,7 +447,7 @@ def _from_json(body: Mapping[str, Any]) -> Entry:
     return Entry(
         network=body["network"],
         container_id=names.container_id(body["containerId"]),
-        ifname=names.interface(body["ifName"]),
+        ifname=names.kept_interface(body["ifName"], "journal: ifName"),
         netns=body["netns"],
         boot=body["boot"],
         pod=PodRef(pod["namespace"], pod["name"], pod["uid"]) if pod else None,
@@ -484,7 +484,7 @@ def _attachment_from_json(body: Mapping[str, Any]) -> Attachment:
     return Attachment(
         name=body["name"],
         conflist=replace(conflist.parse(body["config"], in_folder=True), single=body["single"]),
-        ifname=names.interface(body["ifName"]),
+        ifname=names.kept_interface(body["ifName"], "journal: ifName"),
         primary=body["primary"],
         args=tuple((key, value) for key, value in body["args"]),
         capabilities=body["capabilities"],

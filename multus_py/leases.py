@@ -6,6 +6,7 @@
 <folder>/pci/vf_lock/<device>.lock  flock, as sriov-cni takes it: held while somebody decides about the device
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -15,7 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multus_py import small_files
 from multus_py.cni.errors import CniError, Code
+
+_SIZE_MAX = 64 * 1024  # bytes of a file here
+_NO_FILE = (errno.EINVAL, errno.EFBIG, errno.ENXIO, errno.ELOOP)  # a pipe, a socket, a circle of links: none of ours
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,11 @@ class Slot:
     def foreign(self) -> str:
         """Return the namespace that sriov-cni gave the device to, "" when it did not or when the lease is ours."""
         try:
-            return "" if self.lease else (self.folder / "pci" / self.device).read_text().strip()
+            return "" if self.lease else _text(self.folder / "pci" / self.device).strip()
         except FileNotFoundError:
             return ""
+        except (OSError, ValueError) as cause:
+            raise CniError(Code.IO, f"cannot read who has device {self.device}: {cause}", "see 'dataDir'") from cause
 
     def write(self, lease: Lease) -> None:
         """Put a lease on disk for good."""
@@ -93,7 +100,7 @@ class Leases:
         path = self.folder / "pci/vf_lock" / f"{device}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         except OSError as cause:
             raise CniError(
                 Code.IO, f"cannot lock device {device}: {path}: {cause.strerror}", "'dataDir' must be writable"
@@ -123,13 +130,19 @@ def boot_id() -> str:
 def _read(path: Path) -> Lease | None:
     """Return a lease; one that cannot be read counts as lost, for then the device itself says more than the file."""
     try:
-        body = json.loads(path.read_text())
+        body = json.loads(_text(path))
         owner = Owner(str(body["containerId"]), str(body["ifName"]), str(body["netns"]))
         return Lease(path.name, owner, dict(body["before"]), str(body["boot"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     except OSError as cause:
+        if cause.errno in _NO_FILE:
+            return None
         raise CniError(Code.IO, f"cannot read the lease {path}: {cause.strerror}") from cause
+
+
+def _text(path: Path) -> str:
+    return small_files.read_regular(path, _SIZE_MAX).decode()
 
 
 def _replace(path: Path, text: str) -> None:
@@ -137,7 +150,8 @@ def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
     fresh = path.with_name(f".{path.name}")
     try:
-        with fresh.open("w") as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        with open(os.open(fresh, flags, 0o644), "w") as file:  # noqa: PTH123  a link that stands there leads nowhere
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -9,6 +9,7 @@ import shutil
 import time
 from pathlib import Path
 
+from multus_py.cni.text import one_line
 from multus_py.config import LogOptions, MultusConfig
 
 # multus-cni's words; ours beside them. "panic" tells only what cannot be told otherwise.
@@ -34,13 +35,20 @@ class JsonLines(logging.Formatter):
         return json.dumps(body)
 
 
+class TextLines(logging.Formatter):
+    """Time, level and message on one line; the lines of an error's trace are set in, so that none looks like another."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines of a record."""
+        time_of_day = self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z")
+        line = f"{time_of_day} [{record.levelname}] {one_line(record.getMessage())}"
+        trace = self.formatException(record.exc_info).splitlines() if record.exc_info else []
+        return "\n    ".join([line, *map(one_line, trace)])
+
+
 def start(config: MultusConfig, *, json_lines: bool = False) -> None:
     """Send this process's log lines where *config* says; a file that cannot be opened is said on standard error."""
-    lines = (
-        JsonLines()
-        if json_lines
-        else logging.Formatter("%(asctime)s [%(levelname)s] %(message)s", "%Y-%m-%dT%H:%M:%S%z")
-    )
+    lines = JsonLines() if json_lines else TextLines()
     log = logging.getLogger("multus_py")
     log.setLevel(LEVELS.get(config.log_level.lower(), logging.WARNING))
     log.propagate = False

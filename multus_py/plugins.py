@@ -129,6 +129,7 @@ class Plugins:
 
     def choose(self, plugin_type: str, call: Call) -> Delegate | Path:
         """Return the native delegate when it knows every key, else the executable; code 7 or 5 if there is neither."""
+        names.plugin_type(plugin_type, "plugin")  # an IPAM plugin's type comes from a config's depth: checked here
         delegate = None if self.backend == "exec" else _native_delegate(plugin_type)
         strange = unknown(call.config, delegate.SCHEMA) if delegate else []
         if delegate and not strange:

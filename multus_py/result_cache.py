@@ -148,7 +148,7 @@ def decode(text: bytes) -> tuple[str, Attachment]:
     attachment = Attachment(
         name=fields.text("networkName"),
         conflist=conflist.parse(config, fields.text("networkName"), "kept result: config", in_folder=True),
-        ifname=names.interface(fields.text("ifName"), "kept result: ifName"),
+        ifname=names.kept_interface(fields.text("ifName"), "kept result: ifName"),
         primary=False,
         args=tuple((key, value) for key, value in args),
         capabilities=fields.table("capabilityArgs"),

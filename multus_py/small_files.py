@@ -5,7 +5,9 @@ A pod's start reads and writes two dozen of them. Python's own file objects ask 
 enough, and in a daemon each time lets another thread run first.
 """
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 _PIECE = 64 * 1024  # bytes asked for at once: nearly every file has fewer
@@ -18,6 +20,26 @@ def read(path: Path | str) -> bytes:
         return rest(file)
     finally:
         os.close(file)
+
+
+def read_regular(path: Path | str, limit: int) -> bytes:
+    """Return what is in a file whose path somebody else chose; OSError for what is no regular file or is larger.
+
+    A pipe would be waited for, and a device has no end.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        told = os.fstat(file)
+        if not stat.S_ISREG(told.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        text = os.read(file, limit + 1)
+        while len(text) <= limit and (piece := os.read(file, _PIECE)):  # /proc and /sys give a page at a time
+            text += piece
+    finally:
+        os.close(file)
+    if len(text) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes")
+    return text
 
 
 def rest(file: int) -> bytes:

@@ -55,7 +55,9 @@ def _attachment(n: int, fields: Fields, call: Call) -> Attachment:
     return Attachment(
         name=name or str(conf.get("name", "")),
         conflist=conflist.parse(conf, name.rpartition("/")[2], fields.where),
-        ifname=names.interface(fields.text("ifnameRequest") or (call.ifname if n == 0 else f"net{n}"), fields.where),
+        ifname=names.kept_interface(
+            fields.text("ifnameRequest") or (call.ifname if n == 0 else f"net{n}"), fields.where
+        ),
         primary=n == 0,
         args=call.args,
         capabilities={

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multus_py import host_root
+from multus_py import host_root, small_files
 from multus_py.cni import names, versions
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
@@ -23,6 +23,7 @@ from multus_py.undo import Undo
 
 SCHEMA: Mapping[str, Any] = keys.load("host-local")
 DATA_DIR = "/var/lib/cni/networks"
+_RESOLV_CONF_MAX = 64 * 1024  # bytes
 _RANGE_KEYS = ("subnet", "rangeStart", "rangeEnd", "gateway")
 
 
@@ -175,9 +176,10 @@ def _resolv_conf(path: str, root: Path) -> DNS:
     if not path:
         return DNS()
     try:
-        lines = host_root.within(root, path).read_text(encoding="utf-8", errors="replace").splitlines()
+        text = small_files.read_regular(host_root.within(root, path), _RESOLV_CONF_MAX)
     except OSError as cause:
         raise CniError(Code.IO, f"cannot read resolvConf {path}: {cause.strerror}", "see 'resolvConf'") from cause
+    lines = text.decode(errors="replace").splitlines()
     words = [line.split() for line in lines if not line.lstrip().startswith(("#", ";"))]
     said = [(item[0], item[1:]) for item in words if len(item) > 1]
     return DNS(

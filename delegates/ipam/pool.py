@@ -25,6 +25,8 @@ _LAST = "last_reserved_ip."
 _NEW = ".reserving"  # what is being written: no address, so the executable takes it for nothing
 _NOT_ADDRESSES = (".", _LAST, "lock")
 _IN_THE_WAY = "nobody\n"  # who has an address under whose name no regular file lies: no owner reads like this
+# The folder is named by whoever writes the config: a link in it leads nowhere, a pipe is not waited for.
+_PLAIN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _OWNER_MAX = 4096  # bytes: a container id and an interface have far less
 # By a folder's device and inode: by an address's file, its inode and who was read in it.
 _seen: dict[tuple[int, int], dict[str, tuple[int, str]]] = {}
@@ -101,7 +103,7 @@ class Pool:
 
     def holder(self, name: str) -> str:
         """Return who is written in the file of an address; "" when it is missing or empty."""
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        flags = os.O_RDONLY | _PLAIN
         try:
             file = os.open(name, flags, dir_fd=self._folder)
         except FileNotFoundError:
@@ -119,7 +121,7 @@ class Pool:
             os.close(file)
 
     def _write(self, name: str, text: str, *, anew: bool = True) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_TRUNC if anew else 0)
+        flags = os.O_WRONLY | os.O_CREAT | _PLAIN | (os.O_TRUNC if anew else 0)
         file = os.open(name, flags, 0o600, dir_fd=self._folder)
         try:
             written = os.write(file, text.encode())
@@ -138,7 +140,7 @@ def opened(data_dir: Path, network: str) -> Iterator[Pool]:
     except OSError as cause:
         raise _disk(path, cause) from cause
     try:
-        lock = os.open("lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        lock = os.open("lock", os.O_RDONLY | os.O_CREAT | _PLAIN, 0o600, dir_fd=folder)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield Pool(folder)

@@ -48,10 +48,15 @@ class Candidate:
     gateway: Address
 
 
+def _without_zone(text: str) -> str:
+    """Return *text*, "" when it names a zone ("fe80::1%eth0"), which may be any text and which no plugin reads."""
+    return "" if "%" in text else text
+
+
 def address(text: str, what: str) -> Address:
     """Read an address; an IPv4 one in IPv6 clothes (`::ffff:192.0.2.1`) is an IPv4 one, as Go has it."""
     try:
-        read = _read_address(text)
+        read = _read_address(_without_zone(text))
     except ValueError as cause:
         raise CniError(Code.INVALID_CONFIG, f"{what}: cannot understand ip {text!r:.80}", "an address") from cause
     return _plain(read)
@@ -60,7 +65,7 @@ def address(text: str, what: str) -> Address:
 def cidr(text: str, what: str) -> Cidr:
     """Read an address with its prefix length."""
     try:
-        read = _read_interface(text if "/" in text else "")
+        read = _read_interface(_without_zone(text) if "/" in text else "")
     except ValueError as cause:
         raise CniError(
             Code.INVALID_CONFIG, f"{what}: {text!r:.80} is not in CIDR notation", "an address and its prefix length"

@@ -19,7 +19,7 @@ from multus_py.agent import spawner_process
 from multus_py.agent.spawner_process import MESSAGE
 from multus_py.cni.call import INPUT_LIMIT
 from multus_py.cni.errors import CniError, Code
-from multus_py.executables import Ended, not_started, too_slow
+from multus_py.executables import Ended, candidates, not_started, too_slow
 
 _CHUNK = 65536
 _LOOK = 0.5  # seconds between two looks whether the other process is still there
@@ -50,7 +50,10 @@ class Spawner:
 
     def find(self, name: str, folders: tuple[str, ...]) -> Path | None:
         """Return the first regular file of that name in *folders*, as seen inside the chroot."""
-        found = self._ask({"find": [f"{folder}/{name}" for folder in folders]}).result().get("path")
+        sought = candidates(name, folders)
+        if not sought:
+            return None
+        found = self._ask({"find": name, "in": [str(path.parent) for path in sought]}).result().get("path")
         return Path(found) if found else None
 
     def run(self, path: Path, env: Mapping[str, str], stdin: bytes, timeout: float) -> Ended:

@@ -41,7 +41,7 @@ def _serve(line: socket.socket) -> None:
                 return
             asked = json.loads(body)
             if "find" in asked:
-                _tell(line, {"id": asked["id"], "path": next(filter(_is_file, asked["find"]), None)})
+                _tell(line, {"id": asked["id"], "path": _found(asked["find"], asked["in"])})
             elif "kill" in asked:
                 for number, pid in running.values():
                     if number == asked["id"]:
@@ -55,6 +55,8 @@ def _begin(line: socket.socket, poll: Any, running: dict[int, tuple[int, int]], 
         pid = _spawn(asked["run"], asked["env"], ends)
     except OSError as cause:
         _tell(line, {"id": asked["id"], "errno": cause.errno})
+    except ValueError:  # a zero byte, or what is no text: no process can have it, and this one has others to serve
+        _tell(line, {"id": asked["id"], "errno": errno.EINVAL})
     else:
         descriptor = os.pidfd_open(pid)
         running[descriptor] = (asked["id"], pid)
@@ -89,10 +91,17 @@ def _kill(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
+def _found(name: str, folders: list[str]) -> str | None:
+    """Return the first regular file *name* that is in one of the folders itself, whoever asks."""
+    if not name or name.startswith(".") or "/" in name:
+        return None
+    return next(filter(_is_file, (f"{folder}/{name}" for folder in folders if folder.startswith("/"))), None)
+
+
 def _is_file(path: str) -> bool:
     try:
         return stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116  this process has as few imports as it can
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

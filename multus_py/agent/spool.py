@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multus_py import journal
+from multus_py.cni import jsontext
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
 from multus_py.journal import Journal
@@ -100,7 +101,7 @@ def _is_number(value: object) -> bool:
 def request(text: bytes) -> tuple[dict[str, str], bytes]:
     """Read the body of a call as shims write it: `{"env": {...}, "config": "<base64>"}`; code 6 when it is none."""
     try:
-        body = json.loads(text)
+        body = jsontext.parse(text)
     except (ValueError, RecursionError) as cause:
         raise CniError(Code.DECODE, f"the request is not JSON: {cause}") from cause
     env = body.get("env") if isinstance(body, dict) else None

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from multus_py.cni.text import one_line
 from multus_py.config import TYPE
 
 _DESCRIPTION = """\
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 def _print(found: Sequence[Any], fit: bool) -> None:
     width = max(len(finding.area) for finding in found)
     for finding in found:
-        print(f"{finding.level:<7}  {finding.area:<{width}}  {finding.fact}")
+        print(f"{finding.level:<7}  {finding.area:<{width}}  {one_line(finding.fact)}")
         if finding.advice:
-            print(f"{'':<7}  {'':<{width}}  -> {finding.advice}")
+            print(f"{'':<7}  {'':<{width}}  -> {one_line(finding.advice)}")
     print("this node is fit" if fit else "this node is NOT fit", file=sys.stdout if fit else sys.stderr)

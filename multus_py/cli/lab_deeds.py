@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from multus_py.cli.playground import build, pods, survey
 from multus_py.cli.playground.place import Lab
 from multus_py.cni.errors import CniError, Code
+from multus_py.cni.text import one_line
 from multus_py.kube.store import Pod
 
 
@@ -85,6 +86,7 @@ def _existing(args: argparse.Namespace) -> Lab:
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Return rows of cells as aligned columns; the first row is the heading."""
+    rows = [tuple(map(one_line, row)) for row in rows]
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

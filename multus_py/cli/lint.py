@@ -17,6 +17,7 @@ from multus_py.cni import conflist, jsontext
 from multus_py.cni.call import json_object
 from multus_py.cni.conflist import Conflist
 from multus_py.cni.errors import CniError
+from multus_py.cni.text import one_line
 from multus_py.config import OUR_TYPES, delegates_to_us
 from multus_py.kube.manifests import SIZE_LIMIT, SUFFIXES, documents
 from multus_py.kube.store import DEFAULT_NETWORK, DEFAULT_NETWORKS, NETWORKS
@@ -50,7 +51,7 @@ class Finding:
 
     def __str__(self) -> str:
         text = f"{self.file}:{self.line}:{self.column}: {'note: ' if self.note else ''}{self.message}"
-        return f"{text}; {self.fix}" if self.fix else text
+        return one_line(f"{text}; {self.fix}" if self.fix else text)
 
 
 @dataclass(frozen=True)

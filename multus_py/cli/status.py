@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from multus_py.cni.text import one_line
+
 _EPILOG = """examples:
   multus-py status
   multus-py status default/my-pod --json
@@ -86,7 +88,7 @@ def _device(told: Any) -> str:
 
 
 def _print(rows: Iterable[tuple[str, ...]]) -> None:
-    table = list(rows)
+    table = [tuple(map(one_line, row)) for row in rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(_HEADING))]
     for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -20,6 +20,7 @@ _NEEDS = {
     "VERSION": (),
 }
 VERBS = tuple(_NEEDS)
+_READ = ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH")
 INPUT_LIMIT = 16 * 1024 * 1024  # bytes of config or reply that we are ready to read
 
 
@@ -74,18 +75,32 @@ def parse(env: Mapping[str, str], stdin: bytes) -> Call:
         raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_COMMAND {verb!r} is not a verb", f"known: {', '.join(_NEEDS)}")
     if missing := [name for name in _NEEDS[verb] if not env.get(name) and name != "CNI_CONTAINERID"]:
         raise CniError(Code.INVALID_ENVIRONMENT, f"required environment is missing: {', '.join(missing)}")
+    if unfit := [name for name in _READ if not _can_be_passed_on(env.get(name, ""))]:
+        raise CniError(
+            Code.INVALID_ENVIRONMENT, f"{', '.join(unfit)}: no process can have such a value", "it holds a zero byte"
+        )
     attached = "CNI_IFNAME" in _NEEDS[verb]
     config = json_object(stdin or b"{}") if verb == "VERSION" else network_config(stdin, verb)
     return Call(
         verb=verb,
         container_id=names.container_id(env.get("CNI_CONTAINERID", "")) if attached else "",
         netns=env.get("CNI_NETNS", ""),
-        ifname=names.interface(env.get("CNI_IFNAME", "")) if attached else "",
+        ifname=(names.interface if verb == "ADD" else names.kept_interface)(env["CNI_IFNAME"], "CNI_IFNAME")
+        if attached
+        else "",
         args=cni_args(env.get("CNI_ARGS", "")),
         path=tuple(folder for folder in env.get("CNI_PATH", "").split(":") if folder),
         config=MappingProxyType(config),
         same_netns_allowed=env.get("CNI_NETNS_OVERRIDE", "").lower() in ("true", "1"),
     )
+
+
+def _can_be_passed_on(value: str) -> bool:
+    """Tell whether *value* can stand in an environment and be a path: a daemon gets it as JSON, which holds anything."""
+    try:
+        return b"\0" not in value.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
 
 
 def cni_args(text: str) -> tuple[tuple[str, str], ...]:

@@ -2,6 +2,7 @@
 """JSON that people write: strict, of bounded nesting, and whatever is refused is refused at a place of the text."""
 
 import json
+import math
 import re
 from typing import Any
 
@@ -14,16 +15,31 @@ _TOKENS = re.compile(
 
 
 def parse(text: bytes | str) -> Any:
-    """Parse a JSON text; whatever keeps it from being read is a `JSONDecodeError`, which knows the line and column."""
+    """Parse a JSON text; whatever keeps it from being read is a `JSONDecodeError`, which knows the line and column.
+
+    What comes out can be written again, for everybody: no NaN, no number too large for a float, and U+FFFD in place of
+    half a surrogate pair, as Go's decoder has it (such a string can be no path and goes into no log).
+    """
     # Counted first: nearly no text has brackets enough for a second look.
     if _brackets(text) > DEPTH_LIMIT:
         _refuse_depth(_decoded(text))
     try:
-        return json.loads(text, parse_constant=_refuse)
+        body = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except json.JSONDecodeError:
         raise
     except (ValueError, RecursionError) as cause:
         raise _placed(text, cause) from cause
+    escaped = b"\\u" in text if isinstance(text, bytes) else "\\u" in text or not text.isascii()
+    return _whole(body) if escaped else body
+
+
+def _whole(value: Any) -> Any:
+    """Return *value* with U+FFFD for each half of a surrogate pair."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_whole(key): _whole(item) for key, item in value.items()}
+    return [_whole(item) for item in value] if isinstance(value, list) else value
 
 
 def _brackets(text: bytes | str) -> int:
@@ -53,8 +69,16 @@ def _placed(text: bytes | str, cause: Exception) -> json.JSONDecodeError:
             return json.JSONDecodeError(f"JSON has no {token[0]}", shown, token.start())
         if len(token[0]) > 4000 and token[0].lstrip("-").isdigit():
             return json.JSONDecodeError("more digits than a number can have", shown, token.start())
+        if token[0][-1].isdigit() and math.isinf(float(token[0])):
+            return json.JSONDecodeError(f"the number {token[0]:.40} is too large", shown, token.start())
     return json.JSONDecodeError(str(cause), shown, 0)
 
 
 def _refuse(name: str) -> None:
     raise ValueError(name)
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(text)
+    return value

@@ -15,6 +15,10 @@ _HEXADECIMAL = re.compile(
     r"[0-9a-fA-F]{2}([:-])(?:[0-9a-fA-F]{2}\1)*[0-9a-fA-F]{2}\Z|(?:[0-9a-fA-F]{4}\.)+[0-9a-fA-F]{4}\Z"
 )
 IFNAME_MAX = 15  # IFNAMSIZ less the final zero: linux/if.h
+# What dev_valid_name refuses of bytes above ASCII: the kernel's isspace takes 0xA0, also as a part of a letter in UTF-8.
+_KERNEL_BLANK = b"\xa0"
+# Folders of settings in /proc/sys/net/*/conf that are not those of an interface.
+_NOT_INTERFACES = frozenset(("all", "default"))
 _FILE_NAME_MAX = 200  # leaves room in the 255 bytes of a name for what we join to it
 
 
@@ -25,7 +29,7 @@ def container_id(text: str) -> str:
     if not _IDENTIFIER.match(text) or len(text) > _FILE_NAME_MAX:
         raise CniError(
             Code.INVALID_ENVIRONMENT,
-            f"CNI_CONTAINERID {text!r} is not a container id",
+            f"CNI_CONTAINERID {text!r:.80} is not a container id",
             "letters, digits, '_', '.', '-', first a letter or digit, at most 200",
         )
     return text
@@ -36,7 +40,7 @@ def network(text: object, where: str = "network") -> str:
     if not isinstance(text, str) or not _IDENTIFIER.match(text) or len(text) > _FILE_NAME_MAX:
         raise CniError(
             Code.INVALID_CONFIG,
-            f"{where}: {text!r} is not a network name",
+            f"{where}: {text!r:.80} is not a network name",
             "letters, digits, '_', '.', '-', first a letter or digit, at most 200",
         )
     return text
@@ -46,21 +50,43 @@ def plugin_type(text: object, where: str = "plugin") -> str:
     """Return *text* when it can be the file name of a plugin (code 7 otherwise)."""
     if not isinstance(text, str) or not text:
         raise CniError(Code.INVALID_CONFIG, f"{where}: 'type' is missing", 'name the plugin, such as "bridge"')
-    if not _TYPE.match(text) or len(text) > _FILE_NAME_MAX:
+    if not is_plugin_type(text):
         raise CniError(
-            Code.INVALID_CONFIG, f"{where}: type {text!r} is not the name of a plugin", "a file name, without a path"
+            Code.INVALID_CONFIG,
+            f"{where}: type {text!r:.80} is not the name of a plugin",
+            "a file name, without a path",
         )
     return text
 
 
+def is_plugin_type(text: str) -> bool:
+    """Tell whether *text* can be the file name of a plugin, and nothing but a file name."""
+    return bool(_TYPE.match(text)) and len(text) <= _FILE_NAME_MAX
+
+
 def interface_trouble(text: str) -> str:
-    """Say what keeps *text* from being an interface name; "" when nothing does (libcni's rules)."""
+    """Say what keeps *text* from being the name that an interface gets; "" when nothing does (libcni's rules).
+
+    The kernel is stricter than libcni: it makes `x0` of `x%d`, and keeps the settings of all interfaces under `all`.
+    """
+    if trouble := _kept_interface_trouble(text):
+        return trouble
+    if "%" in text:
+        return f"an interface name has no '%', {text!r} has: the kernel would put a number there"
+    if _KERNEL_BLANK in text.encode():
+        return f"the kernel does not take {text!r} as an interface name: it reads a blank in it"
+    if text in _NOT_INTERFACES or not text.strip("."):
+        return f"{text!r} cannot be an interface name"
+    return ""
+
+
+def _kept_interface_trouble(text: str) -> str:
     if not text:
         return "an interface name cannot be empty"
+    if len(text) > IFNAME_MAX or len(text.encode(errors="replace")) > IFNAME_MAX:
+        return f"an interface name has at most {IFNAME_MAX} bytes, {text!r:.80} has more"
     if any(sign in "/:" or sign.isspace() or not sign.isprintable() for sign in text):
         return f"an interface name has no '/', ':', blank or control character, {text!r} has"
-    if len(text.encode()) > IFNAME_MAX:
-        return f"an interface name has at most {IFNAME_MAX} bytes, {text!r} has more"
     if text in (".", ".."):
         return f"{text!r} cannot be an interface name"
     return ""
@@ -70,6 +96,13 @@ def interface(text: str, where: str = "CNI_IFNAME", code: int = Code.INVALID_ENV
     """Return *text* when the kernel and the spec take it as an interface name."""
     if trouble := interface_trouble(text):
         raise CniError(code, f"{where}: {trouble}")
+    return text
+
+
+def kept_interface(text: str, where: str) -> str:
+    """Return the name of an interface that a file of an earlier attachment tells, which may be one no longer given."""
+    if trouble := _kept_interface_trouble(text):
+        raise CniError(Code.INVALID_ENVIRONMENT, f"{where}: {trouble}")
     return text
 
 

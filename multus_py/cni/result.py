@@ -327,8 +327,9 @@ def _dns(body: Mapping[str, Any]) -> DNS:
 
 
 def _parsed(value: object, where: str, read_as: Callable[[str], T], wanted: str) -> T:
-    if not isinstance(value, str):
-        raise _wrong(where, f"must be {wanted}, it is {value!r}")
+    # A zone ("fe80::1%eth0") may be any text, and is nothing that a plugin reads.
+    if not isinstance(value, str) or "%" in value:
+        raise _wrong(where, f"must be {wanted}, it is {value!r:.80}")
     try:
         return read_as(value)
     except ValueError as cause:

@@ -11,6 +11,7 @@ from multus_py.cni import call as calls
 from multus_py.cni import versions
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, unforeseen
+from multus_py.cni.text import one_line
 
 Handler = Callable[[Call], dict[str, Any] | None]
 
@@ -47,7 +48,8 @@ def answer(handle: Handler, env: Mapping[str, str], stdin: bytes) -> tuple[dict[
 
 def log_unforeseen(error: Exception) -> None:
     """Write the trace of an error that nobody expected to standard error."""
-    sys.stderr.write("".join(traceback.format_exception(error)))
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    sys.stderr.write("\n    ".join(map(one_line, lines)) + "\n")
 
 
 def version_reply(call: Call) -> dict[str, Any]:

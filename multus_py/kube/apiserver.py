@@ -12,6 +12,7 @@ from concurrent.futures import TimeoutError as DeadlinePassed
 from typing import Any, Literal, TypeVar
 
 from multus_py.cni.errors import Code
+from multus_py.cni.text import one_line
 from multus_py.kube import dra, objects
 from multus_py.kube.exchange import Again, Ask, Conflict, Request
 from multus_py.kube.session import COMPONENT, Account
@@ -135,7 +136,7 @@ class ApiServer:
             },
             "type": kind,
             "reason": reason,
-            "message": message.encode()[:MESSAGE_LIMIT].decode(errors="ignore"),
+            "message": one_line(message).encode()[:MESSAGE_LIMIT].decode(errors="ignore"),
             "source": {"component": COMPONENT, "host": self._node},
             "firstTimestamp": stamp,
             "lastTimestamp": stamp,

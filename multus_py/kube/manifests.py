@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from multus_py.cni import jsontext, names
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.jsontext import DEPTH_LIMIT, TOO_DEEP
+from multus_py.cni.text import one_line
 from multus_py.kube.notes import Event, Notes
 from multus_py.kube.store import NETWORK_STATUS, Device, NetworkDefinition, NotFound, Pod, PodRef
 
@@ -149,7 +150,7 @@ class Manifests:
 
     def event(self, pod: Pod, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """Keep an Event about *pod*."""
-        self._notes.keep_event(pod.ref, Event(kind, reason, message, self._now()))
+        self._notes.keep_event(pod.ref, Event(kind, reason, one_line(message), self._now()))
 
     def events(self, ref: PodRef) -> list[Event]:
         """Return the Events told about a pod, oldest first."""
