@@ -28,7 +28,10 @@ class LogOptions:
 
 @dataclass(frozen=True)
 class MultusConfig:
-    """What the platform team configured. Paths are as written; times are in seconds."""
+    """What the platform team configured. Paths are as written; times are in seconds.
+
+    *allowed_plugins* and *allowed_folders* None: everything is. *root* is where the node's root is seen from here.
+    """
 
     name: str
     version: str
@@ -53,6 +56,8 @@ class MultusConfig:
     log_level: str = "panic"
     log_to_stderr: bool = True
     log_options: LogOptions = LogOptions()
+    allowed_plugins: frozenset[str] | None = None
+    allowed_folders: tuple[str, ...] | None = None
     backend: str = "auto"
     node_name: str = ""
     pod_resources_socket: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
@@ -60,13 +65,14 @@ class MultusConfig:
     api_deadline: float = 10.0
     exec_timeout: float = 120.0
     readiness_timeout: float = 45.0
+    root: str = "/"
 
     def path(self, given: tuple[str, ...]) -> tuple[str, ...]:
         """Return where executables are sought: our own folder first, then the runtime's CNI_PATH."""
         return (self.bin_dir, *(folder for folder in given if folder != self.bin_dir))
 
 
-def parse(body: Mapping[str, Any]) -> MultusConfig:
+def parse(body: Mapping[str, Any], root: str = "/") -> MultusConfig:
     """Read the config; code 7 names the key that is wrong. Keys that only the original used are read and let be."""
     fields = Fields(body, "multus-py config")
     logs = Fields(fields.table("logOptions"), "multus-py config: logOptions")
@@ -105,6 +111,8 @@ def parse(body: Mapping[str, Any]) -> MultusConfig:
             logs.number("maxBackups", 5),
             logs.flag("compress", default=True),
         ),
+        allowed_plugins=None if (plugins := fields.texts("allowedPlugins")) is None else frozenset(plugins),
+        allowed_folders=_allowed_folders(fields),
         backend=backend,
         node_name=fields.text("nodeName"),
         pod_resources_socket=Path(fields.text("podResourcesSocket") or MultusConfig.pod_resources_socket),
@@ -112,11 +120,19 @@ def parse(body: Mapping[str, Any]) -> MultusConfig:
         api_deadline=fields.seconds("apiDeadline", MultusConfig.api_deadline),
         exec_timeout=fields.seconds("execTimeout", MultusConfig.exec_timeout),
         readiness_timeout=fields.seconds("readinessTimeout", MultusConfig.readiness_timeout),
+        root=root,
     )
 
 
 def _or(value: tuple[str, ...] | None, default: tuple[str, ...]) -> tuple[str, ...]:
     return default if value is None else value
+
+
+def _allowed_folders(fields: Fields) -> tuple[str, ...] | None:
+    folders = fields.texts("allowedFolders")
+    if folders and not all(folder.startswith("/") for folder in folders):
+        raise fields.wrong("allowedFolders", "a list of folders, each from the root on")
+    return folders
 
 
 def _global_namespaces(fields: Fields) -> frozenset[str]:

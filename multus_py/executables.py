@@ -85,7 +85,7 @@ class Children:
 def candidates(name: str, folders: Iterable[str]) -> list[Path]:
     """Return where an executable of that name may be: in a folder itself, never below or above it.
 
-    A name that is more than a file name is nowhere; a relative folder depends on where we were started, and is left out.
+    What is more than a file name is nowhere; a relative folder, which depends on where we were started, is left out.
     """
     if not names.is_plugin_type(name):
         return []

@@ -36,7 +36,7 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """Time, level and message on one line; the lines of an error's trace are set in, so that none looks like another."""
+    """Time, level and message on one line; the lines of a trace are set in, so that none of them looks like another."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the lines of a record."""

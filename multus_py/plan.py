@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from multus_py import capabilities, device_info, devices, selection
+from multus_py import allowed, capabilities, device_info, devices, selection
 from multus_py.cni import conflist
 from multus_py.cni.call import Call, json_object
 from multus_py.cni.conflist import Conflist
@@ -203,17 +203,22 @@ class Sources:
     def selected(self, choice: Selection, pod_namespace: str) -> Network:
         """Return the network that a pod names, whichever annotation it stands in; isolation holds on all of them."""
         config = self.config
-        allowed = config.global_namespaces | {pod_namespace}
-        if config.namespace_isolation and choice.namespace not in allowed:
+        open_to_it = config.global_namespaces | {pod_namespace}
+        if config.namespace_isolation and choice.namespace not in open_to_it:
             raise CniError(
                 Code.INVALID_CONFIG,
                 f"namespace isolation: a pod in namespace {pod_namespace} may not use "
                 f"the network {choice.namespace}/{choice.name}",
-                f"allowed: {', '.join(sorted(allowed))} (globalNamespaces)",
+                f"allowed: {', '.join(sorted(open_to_it))} (globalNamespaces)",
             )
         found = self.definition(choice.namespace, choice.name)
         plugins = tuple(_with_cni_args(plugin, choice.cni_args) for plugin in found.conflist.plugins)
-        return replace(found, conflist=replace(found.conflist, plugins=plugins), selection=choice)
+        conf = replace(found.conflist, plugins=plugins)
+        if choice.namespace not in config.global_namespaces:
+            allowed.refuse_foreign(conf, f"definition {choice.namespace}/{choice.name}", config)
+        elif choice.cni_args and pod_namespace not in config.global_namespaces:  # the pod's word, not the platform's
+            allowed.refuse_foreign_paths(choice.cni_args, f"network {found.name}: cni-args", config)
+        return replace(found, conflist=conf, selection=choice)
 
     def named(self, value: str, where: str) -> Network:
         """Return a network that our config names: a path, or a definition, or the name of a config in confDir."""

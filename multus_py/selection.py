@@ -211,6 +211,13 @@ class _Json:
         if "/" in selection.device_id or ".." in selection.device_id:
             raise wrong("deviceID", f"{selection.device_id!r} is not a device id")
         _validate_device_choice(selection, wrong)
+        for gateway in selection.default_route or ():
+            _refuse_zone(gateway, wrong)
+
+
+def _refuse_zone(gateway: Address, wrong: Any) -> None:
+    if "%" in (text := str(gateway)):
+        raise wrong("default-route", f"{text!r} names a zone", f"write {text.partition('%')[0]}")
 
 
 def _validate_device_choice(selection: Selection, wrong: Any) -> None:

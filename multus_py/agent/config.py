@@ -23,7 +23,7 @@ _PROTOCOL = """cniVersion cniVersions name type capabilities runtimeConfig prevR
 _PLUGIN = """confDir cniDir binDir delegates clusterNetwork defaultNetworks requireDefaultNetworks kubeconfig manifests
     logFile logLevel logToStderr logOptions readinessindicatorfile namespaceIsolation globalNamespaces systemNamespaces
     multusNamespace auxiliaryCNIChainName retryDeleteOnError delegateBackend apiDeadline execTimeout readinessTimeout
-    nodeName podResourcesSocket deviceInfoDir"""
+    nodeName podResourcesSocket deviceInfoDir allowedPlugins allowedFolders"""
 # Keys that multus-cni's config generator and server read.
 _DAEMON = """chrootDir socketDir daemonSocketDir connectionLimit metricsPort enablePprof perNodeCertificate
     multusConfigFile cniConfigDir multusAutoconfigDir multusMasterCNI forceCNIVersion overrideNetworkName"""

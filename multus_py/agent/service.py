@@ -105,7 +105,7 @@ class Service:
 
     def node(self, call: Call) -> tuple[Node, Call]:
         """Return the node that the daemon's file and the call's own config describe, and the call for it."""
-        settings = configs.parse({**self.config.effective(call.config), **self.network})
+        settings = configs.parse({**self.config.effective(call.config), **self.network}, self.config.chroot_dir or "/")
         node = Node(
             config=settings,
             store=self.store,

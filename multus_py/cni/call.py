@@ -96,7 +96,7 @@ def parse(env: Mapping[str, str], stdin: bytes) -> Call:
 
 
 def _can_be_passed_on(value: str) -> bool:
-    """Tell whether *value* can stand in an environment and be a path: a daemon gets it as JSON, which holds anything."""
+    """Tell whether *value* can stand in an environment: a daemon gets it as JSON, which holds anything."""
     try:
         return b"\0" not in value.encode(errors="surrogateescape")
     except UnicodeEncodeError:

@@ -15,7 +15,7 @@ _HEXADECIMAL = re.compile(
     r"[0-9a-fA-F]{2}([:-])(?:[0-9a-fA-F]{2}\1)*[0-9a-fA-F]{2}\Z|(?:[0-9a-fA-F]{4}\.)+[0-9a-fA-F]{4}\Z"
 )
 IFNAME_MAX = 15  # IFNAMSIZ less the final zero: linux/if.h
-# What dev_valid_name refuses of bytes above ASCII: the kernel's isspace takes 0xA0, also as a part of a letter in UTF-8.
+# What dev_valid_name refuses above ASCII: the kernel's isspace takes 0xA0, also as a part of a letter in UTF-8.
 _KERNEL_BLANK = b"\xa0"
 # Folders of settings in /proc/sys/net/*/conf that are not those of an interface.
 _NOT_INTERFACES = frozenset(("all", "default"))

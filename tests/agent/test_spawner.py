@@ -110,7 +110,7 @@ def test_a_lost_process_is_told_and_replaced(tmp_path):
         except CniError as trouble:
             troubles.append(trouble.code)
 
-    spawner.find("x", ())
+    spawner.find("x", ("/",))
     waiting = threading.Thread(target=wait)
     waiting.start()
     time.sleep(0.2)
