@@ -19,7 +19,9 @@ from multus_py.config import MultusConfig
 _CARRIES_PLUGINS = frozenset(("ipam", "delegate", "delegates", "plugins"))
 # Keys that hold a path even where it is written relative to a folder that nobody knows.
 _HOLDS_PATH = frozenset(("datadir", "kernelpath", "resolvconf", "logfile", "kubeconfig", "daemonsocketpath"))
-_URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.\-]*:(?://)?(/.*)\Z", re.DOTALL)  # file:///x, unix:/x; not https://host/x
+_URI = re.compile(
+    r"[a-zA-Z][a-zA-Z0-9+.\-]*:(?://(?=/))?(/(?!/[^/]).*)\Z", re.DOTALL
+)  # file:///x, unix:/x; not https://host/x
 
 
 def refuse_foreign(conf: Conflist, where: str, config: MultusConfig) -> None:
