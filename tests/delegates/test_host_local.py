@@ -239,6 +239,41 @@ def test_name_servers_come_from_the_resolv_conf(tmp_path: Path) -> None:
     assert held(tmp_path) == set()
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "large"])
+def test_what_is_no_resolv_conf_holds_nobody_up(tmp_path: Path, kind: str) -> None:
+    """Whoever writes a config names any path of the node: a pipe is not waited for, a device has no end to be read."""
+    file = tmp_path / "resolv.conf"
+    {
+        "pipe": lambda: os.mkfifo(file),
+        "device": lambda: file.symlink_to("/dev/zero"),
+        "folder": file.mkdir,
+        "large": lambda: file.write_bytes(b"nameserver 10.0.0.1\n" * 10_000),
+    }[kind]()
+    with pytest.raises(CniError, match=r"resolv\.conf") as caught:
+        addresses(config(tmp_path, ipam={"resolvConf": str(file)}), "c1")
+    assert caught.value.code == Code.IO
+    assert held(tmp_path) == set()
+
+
+@pytest.mark.parametrize("name", ["lock", ".reserving", "last_reserved_ip.0"])
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_links_and_pipes_in_the_pool_lead_nowhere(tmp_path: Path, name: str, kind: str) -> None:
+    """A folder that somebody else writes to, too: nothing is made or changed elsewhere, and nothing is waited for."""
+    outside = tmp_path / "outside"
+    (tmp_path / "net").mkdir()
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "net" / name)
+    else:
+        (tmp_path / "net" / name).symlink_to(outside)
+    if kind == "link" or name != "lock":  # an empty pipe can be locked as well as an empty file
+        with pytest.raises(CniError) as caught:
+            addresses(config(tmp_path), "c1")
+        assert caught.value.code == Code.IO
+    else:
+        assert addresses(config(tmp_path), "c1") == ["10.9.0.2/29"]
+    assert not outside.exists()
+
+
 def test_reading_the_pool_waits_for_whoever_holds_it(tmp_path: Path) -> None:
     """The executable waits while we hold the lock: it gives the next address, not the same."""
     body = config(tmp_path)

@@ -3,12 +3,16 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from multus_py.cni.errors import CniError, Code
+from multus_py.delegates import sriov
+from multus_py.delegates.virtual_function import Before
 from multus_py.leases import Lease, Leases, Owner, boot_id
+from multus_py.vf import VirtualFunction
 
 DEVICE = "0000:01:10.0"
 MINE, OTHERS = Owner("c1", "net1", "/run/netns/one"), Owner("c1", "net2", "/run/netns/one")
@@ -57,6 +61,31 @@ def test_a_lease_that_cannot_be_read_counts_as_lost(text: str, tmp_path: Path) -
         assert slot.lease is None
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link", "device"])
+def test_what_is_no_lease_holds_nobody_up(kind: str, tmp_path: Path) -> None:
+    """`dataDir` may be a folder that a pod writes to: a pipe is not waited for, a link is not written through."""
+    leases, outside = Leases(tmp_path), tmp_path / "outside"
+    with leases.hold(DEVICE) as slot:
+        slot.write(lease())
+    for path in (tmp_path / "leases" / DEVICE, tmp_path / "leases" / "x"):
+        path.unlink(missing_ok=True)
+        {
+            "pipe": lambda path=path: os.mkfifo(path),
+            "link": lambda path=path: path.symlink_to(path),
+            "device": lambda path=path: path.symlink_to("/dev/zero"),
+        }[kind]()
+    assert [] == leases.of(MINE)
+    with leases.hold(DEVICE) as slot:
+        assert slot.lease is None
+        (tmp_path / "leases" / f".{DEVICE}").symlink_to(outside)
+        with pytest.raises(CniError, match="cannot write"):
+            slot.write(lease())
+    (tmp_path / "pci" / "vf_lock" / "y.lock").symlink_to(outside)
+    with pytest.raises(CniError, match="cannot lock"), leases.hold("y"):
+        pass
+    assert not outside.exists()
+
+
 def test_what_sriov_cni_wrote_is_foreign(tmp_path: Path) -> None:
     """A namespace in sriov-cni's file without a lease of ours is somebody else's."""
     with Leases(tmp_path).hold(DEVICE) as slot:
@@ -96,3 +125,11 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(CniError, match=f"cannot lock device {DEVICE}") as caught, Leases(tmp_path).hold(DEVICE):
         raise AssertionError
     assert Code.IO == caught.value.code
+
+
+@pytest.mark.parametrize("marked", ["a%d", "..", "a/b", "", "x" * 16, "all"])
+def test_a_mark_gives_no_name_that_is_none(marked: str) -> None:
+    """A pod may write the mark of the interface that it has: what it says must still be a name."""
+    before = Before(VirtualFunction(0), "vf0", alias=f"multus-py:{marked}:c1:net1")
+    assert "vf0" == sriov._unmarked(before).name
+    assert "eth9" == sriov._unmarked(replace(before, alias="multus-py:eth9:c1:net1")).name

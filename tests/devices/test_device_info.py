@@ -91,3 +91,16 @@ def test_a_file_that_is_not_ours_is_let_be(tmp_path, path):
     assert (tmp_path / "x").exists()
     assert (tmp_path / "dp/x").exists()
     assert [] == list((tmp_path / "cni").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_file_that_is_none_holds_nobody_up(tmp_path, capabilities, kind):
+    """Any program of the node may put something there: a pipe is not waited for, a device is not read."""
+    path = device_info.path(tmp_path, "ns/net", "c1", "net1")
+    path.parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(CniError, match="not a regular file"):
+        device_info.read(capabilities, tmp_path)
