@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from multus_py import small_files
+from multus_py.cni import names
 from multus_py.cni.errors import CniError
 from multus_py.delegates.virtual_function import Before
 from multus_py.fields import Fields
@@ -61,5 +62,8 @@ def _kept(path: Path, body: Mapping[str, Any]) -> Kept | None:
         link_state=LINK_STATES[link_state] if link_state < len(LINK_STATES) else "auto",
         rates=(state.number("MinTxRate"), state.number("MaxTxRate")),
     )
-    before = Before(function, state.text("HostIFName"), state.text("EffectiveMAC"))
+    name = state.text("HostIFName")
+    if name:
+        names.interface(name, f"{path}: HostIFName")
+    before = Before(function, name, state.text("EffectiveMAC"))
     return Kept(path, device, before) if ADDRESS.match(device) else None

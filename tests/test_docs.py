@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the documents say is true: commands exist, examples load, links lead somewhere."""
 
+import json
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from multus_py import config as configs
 from multus_py.cli.commands import COMMANDS, parser_of
 from multus_py.cli.main import main
 from multus_py.kube.manifests import Manifests
@@ -62,6 +65,35 @@ def test_links_lead_to_files(document: Path) -> None:
     """Each relative link of a document names a file of the repository."""
     links = re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text())
     assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def _walk() -> list[list[str]]:
+    """Return the rows of SECURITY.md's table of strings: the string, who writes it, where it arrives, its guards."""
+    text = (ROOT / "SECURITY.md").read_text().partition("## Where each string goes")[2]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:2] == "| "]
+    return rows[1:]
+
+
+@pytest.mark.parametrize("row", _walk(), ids=lambda row: row[0][:40])
+def test_each_string_has_a_guard_that_exists(row: list[str]) -> None:
+    """Each row of SECURITY.md is whole, and the functions that it names are there; without one it says so."""
+    assert len(row) == 4, row
+    guards = re.findall(r"`((?:\w+\.)+\w+)`", row[3])
+    assert guards or row[3].startswith("none:")
+    for guard in guards:
+        assert pkgutil.resolve_name(f"multus_py.{guard}"), guard
+
+
+def test_the_list_in_security_md_is_one_that_we_read() -> None:
+    """What readers copy for a shared cluster is taken, and is all that the text explains."""
+    shown = re.search(r"```json\n(.*?)```", (ROOT / "SECURITY.md").read_text(), re.DOTALL)
+    assert shown
+    found = configs.parse({"cniVersion": "1.0.0", **json.loads(shown.group(1))})
+    assert found.namespace_isolation
+    assert found.global_namespaces == {"platform-networks"}
+    assert found.allowed_plugins
+    assert "bridge" in found.allowed_plugins
+    assert found.allowed_folders == ("/var/lib/cni/networks",)
 
 
 def test_the_examples_load(tmp_path: Path) -> None:
