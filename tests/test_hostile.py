@@ -89,7 +89,7 @@ def road(request, tmp_path):
 
 
 def test_an_ipam_type_that_is_a_path_starts_nothing(road):
-    """A definition's IPAM type leads out of CNI_PATH: refused with code 7, the program never runs."""
+    """A definition's IPAM type leads out of CNI_PATH: refused with code 7, the program never runs, DEL passes."""
     stage, take = road
     marker = stage.folder / "ran"
     program(stage.folder / "evil", marker)
@@ -97,7 +97,9 @@ def test_an_ipam_type_that_is_a_path_starts_nothing(road):
     stage.pod("p", "x")
     code, told = take("ADD")
     assert (7, True) == (code, "type '../evil' is not the name of a plugin" in told), told
+    assert (0, "") == take("DEL")
     assert not marker.exists()
+    assert [] == [name for name in stage.left() if name != "events.jsonl"]
 
 
 @pytest.fixture(params=["children", "spawner"])
@@ -361,14 +363,15 @@ def test_a_plugin_forges_no_line_of_the_daemons_log(tmp_path):
     """What an executable prints to standard error comes through the daemon as a part of one line."""
     with namespace() as host, namespace() as pod:
         stage = Stage(tmp_path, pod, {"delegates": [{"cniVersion": "1.0.0", "name": "cluster", "type": "first"}]})
-        stage.plugins.plugin("first", DEL={"exit": 1, "stderr": "a\n2026-01-01T00:00:00+0000 [INFO] forged"})
+        told = {"exit": 1, "stderr": "a\n2026-01-01T00:00:00+0000 [INFO] forged"}
+        stage.plugins.plugin("first", ADD=told, DEL=told)
         stage.pod("p")
         running = Running(stage, host)
         try:
             running.start()
             running.call("ADD", "p")
             running.call("DEL", "p")
-            until(lambda: "ADD c1" in running.log(), running.log)
+            until(lambda: "forged" in running.log(), running.log)
             assert not [line for line in running.log().splitlines() if line.startswith("2026-01-01")]
         finally:
             running.stop(9)
