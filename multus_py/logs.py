@@ -22,6 +22,7 @@ LEVELS = {
     "panic": logging.CRITICAL,
 }
 _DAY = 86400
+_LONGEST = 16_000  # characters of a message: a config of megabytes may stand in an error
 
 
 class JsonLines(logging.Formatter):
@@ -29,10 +30,15 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
-        body = {"time": record.created, "level": record.levelname.lower(), "message": record.getMessage()}
+        body = {"time": record.created, "level": record.levelname.lower(), "message": _message(record)}
         if record.exc_info:
             body["trace"] = self.formatException(record.exc_info)
         return json.dumps(body)
+
+
+def _message(record: logging.LogRecord) -> str:
+    text = record.getMessage()
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
 
 
 class TextLines(logging.Formatter):
@@ -41,7 +47,7 @@ class TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the lines of a record."""
         time_of_day = self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z")
-        line = f"{time_of_day} [{record.levelname}] {one_line(record.getMessage())}"
+        line = f"{time_of_day} [{record.levelname}] {one_line(_message(record))}"
         trace = self.formatException(record.exc_info).splitlines() if record.exc_info else []
         return "\n    ".join([line, *map(one_line, trace)])
 

@@ -322,6 +322,14 @@ def test_a_message_is_one_line_of_a_json_log(logged):
     assert [f"event of {FORGED}", f"met {FORGED}"] == [json.loads(line)["message"] for line in text.splitlines()]
 
 
+@pytest.mark.parametrize("json_lines", [False, True])
+def test_a_message_of_megabytes_does_not_fill_the_log(logged, json_lines):
+    """An error may quote what somebody wrote: its beginning is enough."""
+    first = logged("x" * 3_000_000, json_lines=json_lines).splitlines()[0]
+    assert len(first) < 20_000
+    assert "(3000009 characters)" in first
+
+
 def test_a_trace_on_standard_error_is_set_in(capsys):
     """In a daemon standard error is the log."""
     serve.log_unforeseen(ValueError(FORGED))

@@ -145,6 +145,8 @@ def _published(ask: Ask, version: str, node: str, places: set[Place]) -> dict[Pl
     """Return the attributes of the devices: from the slices of this node, then from those of no one node."""
     found: dict[Place, Fields] = {}
     for driver in sorted({driver for driver, _, _ in places}):
+        if not names.is_subdomain(driver):  # it becomes a part of a selector, where "," is a sign
+            raise CniError(Code.DECODE, f"the pod's claims name the driver {driver!r:.80}, which none can be called")
         wanted = {place for place in places if place[0] == driver}
         for where in dict.fromkeys((node, "")):
             if not wanted <= found.keys():

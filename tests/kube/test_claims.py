@@ -11,7 +11,7 @@ import pytest
 from cluster import kubeconfig_text
 from misbehaving import Handler, Script, playing, reply
 
-from multus_py.cni.errors import CniError
+from multus_py.cni.errors import CniError, Code
 from multus_py.kube.apiserver import ApiServer
 from multus_py.kube.store import Device, Pod
 
@@ -239,3 +239,13 @@ def test_only_cni_errors_come_out_of_strange_objects(ask, path, body):
         ask(objects, [published(NODE, device("vf-1", "a", VF))])
     except CniError as error:
         assert error.code in (7, 11), json.dumps(body)
+
+
+@pytest.mark.parametrize("driver", ["a,spec.nodeName=other", "a=b", "", "A"])
+def test_a_driver_that_is_no_name_is_not_asked_for(ask: Callable[..., tuple[Device, ...]], driver: str) -> None:
+    """It would become a part of a selector: the answer would be of other slices than those of this node."""
+    body = claim(("vf", "pool", "vf-0"))
+    body["status"]["allocation"]["devices"]["results"][0]["driver"] = driver
+    with pytest.raises(CniError, match="driver") as caught:
+        ask(cluster(p_vfs_x1=body), [published("pool", device("vf-0", "0000:01:00.1", "x/y"))])
+    assert Code.DECODE == caught.value.code
