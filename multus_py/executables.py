@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from multus_py.cni import names
 from multus_py.cni.errors import CniError, Code
 
-BUSY_TRIES = 6
-BUSY_PAUSE = 0.5  # seconds; "text file busy": the executable is being replaced
+T = TypeVar("T")
+_BUSY_TRIES = 6
+_BUSY_PAUSE = 0.5  # seconds; "text file busy": the executable is being replaced
+_LAST_WORDS = 2.0  # seconds for the pipes of an executable that was ended
 
 
 @dataclass(frozen=True)
@@ -65,21 +67,41 @@ class Children:
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
+                _drop(process)
         return Ended(process.returncode, stdout, stderr)
 
     def _start(self, path: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE
-        for last in (*[False] * (BUSY_TRIES - 1), True):
-            try:
-                return subprocess.Popen(
-                    [str(path)], stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), start_new_session=True
-                )
-            except OSError as cause:
-                if last or cause.errno != errno.ETXTBSY:
-                    raise not_started(path, cause) from cause
-            self.sleep(BUSY_PAUSE)
-        raise AssertionError("the last try returns or raises")
+        return once_free(
+            path,
+            lambda: subprocess.Popen(
+                [str(path)], stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), start_new_session=True
+            ),
+            self.sleep,
+        )
+
+
+def _drop(process: "subprocess.Popen[bytes]") -> None:
+    """Close the pipes of what was ended: a process that it started in another session may hold their other ends."""
+    try:
+        process.communicate(timeout=_LAST_WORDS)
+    except subprocess.TimeoutExpired:
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe:
+                pipe.close()
+        process.poll()  # it is collected, unless the kernel does not let it end
+
+
+def once_free(path: Path, start: Callable[[], T], sleep: Callable[[float], None]) -> T:
+    """Return what *start* returns; tried again while *path* is being replaced ("text file busy"), code 5 in the end."""
+    for last in (*[False] * (_BUSY_TRIES - 1), True):
+        try:
+            return start()
+        except OSError as cause:
+            if last or cause.errno != errno.ETXTBSY:
+                raise not_started(path, cause) from cause
+        sleep(_BUSY_PAUSE)
+    raise AssertionError("the last try returns or raises")
 
 
 def candidates(name: str, folders: Iterable[str]) -> list[Path]:

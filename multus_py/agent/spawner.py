@@ -7,7 +7,6 @@ import json
 import os
 import select
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,20 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from multus_py.agent import spawner_process
+from multus_py.agent.child import Child
 from multus_py.agent.spawner_process import MESSAGE
 from multus_py.cni.call import INPUT_LIMIT
 from multus_py.cni.errors import CniError, Code
-from multus_py.executables import Ended, candidates, not_started, too_slow
+from multus_py.executables import Ended, candidates, once_free, too_slow
 
 _CHUNK = 65536
 _LOOK = 0.5  # seconds between two looks whether the other process is still there
+_FAREWELL = 2.0  # seconds for it to end by itself
 
 
 class Spawner:
     """`Executables` in another process. *chroot* is the folder in which executables are found and run, "" for none.
 
     *environment* is what executables get beside the call's own; *slots* bounds how many run at once; *awaited* is
-    called by a thread before it waits for one.
+    called by a thread before it waits for one. A process that dies, or does not answer within *patience* seconds, is
+    code 11 for whoever waits for it, and another one is started for the next call.
     """
 
     def __init__(
@@ -38,93 +40,139 @@ class Spawner:
         environment: Mapping[str, str] | None = None,
         slots: int = 32,
         awaited: Callable[[], object] = lambda: None,
+        patience: int = 30,
     ) -> None:
         self._chroot = chroot
         self._environment = dict(environment or {})
         self._slots = threading.BoundedSemaphore(slots)
         self._awaited = awaited
-        self._numbers = itertools.count(1)
+        self._patience = patience
         self._lock = threading.Lock()
-        self._waiting: dict[int, Future[dict[str, Any]]] = {}
-        self._line: socket.socket | None = None
+        self._line: _Line | None = None
 
     def find(self, name: str, folders: tuple[str, ...]) -> Path | None:
         """Return the first regular file of that name in *folders*, as seen inside the chroot."""
         sought = candidates(name, folders)
         if not sought:
             return None
-        found = self._ask({"find": name, "in": [str(path.parent) for path in sought]}).result().get("path")
+        found = self._connected().answer({"find": name, "in": [str(path.parent) for path in sought]}).get("path")
         return Path(found) if found else None
 
     def run(self, path: Path, env: Mapping[str, str], stdin: bytes, timeout: float) -> Ended:
         """Run it to its end; code 5 when it cannot be started, 11 when *timeout* seconds were not enough."""
         self._awaited()
-        with self._slots, contextlib.ExitStack() as ends:
-            pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
-            theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
-            ours = [pipes[0][1], pipes[1][0], pipes[2][0]]
-            open_ends = {*theirs, *ours}
-            ends.callback(_close, open_ends)
-            number, exit_told = self._start(path, env, theirs)
-            for end in theirs:
-                os.close(end)
-                open_ends.remove(end)
-            talk = _Talk(ours, stdin, open_ends, time.monotonic() + timeout, exit_told)
-            if not talk.finished() or not _told_within(exit_told, talk.end):
-                self._send({"id": number, "kill": True})
-                exit_told.result()
-                raise too_slow(path, timeout)
-            status = exit_told.result()
-            if "errno" in status:
-                raise not_started(path, OSError(status["errno"], ""))
-            return Ended(os.waitstatus_to_exitcode(status["status"]), bytes(talk.said[0]), bytes(talk.said[1]))
+        with self._slots:
+            return once_free(path, lambda: self._run(path, env, stdin, timeout), time.sleep)
 
     def close(self) -> None:
         """End the process and everything that it started."""
         with self._lock:
             line, self._line = self._line, None
         if line:
-            line.shutdown(socket.SHUT_RDWR)
+            line.close()
 
-    def _start(self, path: Path, env: Mapping[str, str], ends: list[int]) -> tuple[int, Future[dict[str, Any]]]:
-        number = next(self._numbers)
-        message = {"id": number, "run": str(path), "env": {**self._environment, **env}}
-        return number, self._ask(message, ends)
+    def _run(self, path: Path, env: Mapping[str, str], stdin: bytes, timeout: float) -> Ended:
+        """Run it; `OSError` when it cannot be started."""
+        with contextlib.ExitStack() as ends:
+            open_ends: set[int] = set()
+            ends.callback(_close, open_ends)
+            ours, theirs = _pipes(open_ends)
+            line = self._connected()
+            number, exit_told = line.ask({"run": str(path), "env": {**self._environment, **env}}, theirs)
+            for end in theirs:
+                os.close(end)
+                open_ends.remove(end)
+            talk = _Talk(ours, stdin, open_ends, time.monotonic() + timeout, exit_told)
+            if not talk.finished() or not _told_within(exit_told, talk.end):
+                line.kill(number, exit_told)
+                raise too_slow(path, timeout)
+            status = exit_told.result()
+            if "errno" in status:
+                raise OSError(status["errno"], "")
+            return Ended(os.waitstatus_to_exitcode(status["status"]), bytes(talk.said[0]), bytes(talk.said[1]))
 
-    def _ask(self, message: dict[str, Any], ends: list[int] | None = None) -> Future[dict[str, Any]]:
-        answer: Future[dict[str, Any]] = Future()
-        number = message.setdefault("id", next(self._numbers))
+    def _connected(self) -> "_Line":
         with self._lock:
+            if self._line is None or self._line.lost:
+                try:
+                    self._line = _Line(self._chroot, self._patience)
+                except OSError as cause:
+                    raise CniError(
+                        Code.TRY_AGAIN, f"the process that starts executables cannot be started: {cause}"
+                    ) from cause
+            return self._line
+
+
+class _Line:
+    """One process that starts executables, and who waits for its answers."""
+
+    def __init__(self, chroot: str, patience: int) -> None:
+        self._patience = patience
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._waiting: dict[int, Future[dict[str, Any]]] = {}
+        self.lost = False
+        program = ["-ISB", spawner_process.__file__, "{line}", chroot]
+        self._child = Child(program, {"PATH": os.defpath}, patience)
+        threading.Thread(target=self._listen, name="spawner", daemon=True).start()
+
+    def ask(self, message: dict[str, Any], ends: list[int]) -> tuple[int, Future[dict[str, Any]]]:
+        """Send a message and descriptors; return its number, and the answer that will come."""
+        number, answer = next(self._numbers), Future[dict[str, Any]]()
+        with self._lock:
+            if self.lost:
+                raise _ended()
             self._waiting[number] = answer
         try:
-            self._send(message, ends or [])
-        except OSError as cause:
+            self._send({**message, "id": number}, ends)
+        except CniError:
             self._waiting.pop(number, None)
-            raise CniError(Code.TRY_AGAIN, f"the process that starts executables does not answer: {cause}") from cause
-        return answer
+            raise
+        return number, answer
 
-    def _send(self, message: dict[str, Any], ends: list[int] | None = None) -> None:
+    def answer(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Ask what the process answers at once."""
+        _, told = self.ask(message, [])
+        try:
+            return told.result(self._patience)
+        except TimeoutError as cause:
+            raise self._hangs() from cause
+
+    def kill(self, number: int, exit_told: Future[dict[str, Any]]) -> None:
+        """Have an executable ended; return when it is, or when the kernel does not let it end."""
+        self._send({"id": number, "kill": True}, [])
+        if not _told_within(exit_told, time.monotonic() + self._patience):
+            self._waiting.pop(number, None)
+            self.answer({"find": []})  # raises when it is the process that hangs
+
+    def close(self) -> None:
+        """End the process and everything that it started."""
+        self._child.hang_up()
+        if not self._child.ended(_FAREWELL):
+            self._child.end(with_children=True)
+
+    def _send(self, message: dict[str, Any], ends: list[int]) -> None:
         body = json.dumps(message).encode()
         if len(body) > MESSAGE:
             raise CniError(Code.INVALID_ENVIRONMENT, f"the environment of {message.get('run')} is too large")
-        socket.send_fds(self._connected(), [body], ends or [])
+        try:
+            socket.send_fds(self._child.line, [body], ends)
+        except BlockingIOError as cause:
+            raise self._hangs() from cause
+        except OSError as cause:
+            raise CniError(Code.TRY_AGAIN, f"the process that starts executables does not answer: {cause}") from cause
 
-    def _connected(self) -> socket.socket:
-        with self._lock:
-            if self._line is None:
-                self._line = self._launched()
-            return self._line
+    def _hangs(self) -> CniError:
+        """End the process with all that it started; return what its callers are told."""
+        self._child.end(with_children=True)
+        return CniError(
+            Code.TRY_AGAIN,
+            f"the process that starts executables did not answer within {self._patience} s and was ended",
+            "another one is started for the next call",
+        )
 
-    def _launched(self) -> socket.socket:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        theirs.set_inheritable(True)
-        program = [sys.executable, "-ISB", spawner_process.__file__, str(theirs.fileno()), self._chroot]
-        os.posix_spawn(sys.executable, program, {"PATH": os.defpath}, setsigmask=[])
-        theirs.close()
-        threading.Thread(target=self._listen, args=(ours,), name="spawner", daemon=True).start()
-        return ours
-
-    def _listen(self, line: socket.socket) -> None:
+    def _listen(self) -> None:
+        line = self._child.line
         while True:
             try:
                 body = line.recv(MESSAGE)
@@ -136,11 +184,26 @@ class Spawner:
             if answer := self._waiting.pop(told["id"], None):
                 answer.set_result(told)
         with self._lock:  # the process is gone: whoever waits is told, the next call starts another
-            self._line = None if self._line is line else self._line
+            self.lost = True
             lost, self._waiting = self._waiting, {}
         for answer in lost.values():
-            answer.set_exception(CniError(Code.TRY_AGAIN, "the process that starts executables has ended"))
+            answer.set_exception(_ended())
+        self._child.end()
         line.close()
+
+
+def _ended() -> CniError:
+    return CniError(Code.TRY_AGAIN, "the process that starts executables has ended")
+
+
+def _pipes(open_ends: set[int]) -> tuple[list[int], list[int]]:
+    """Open the pipes for standard input, output and error; return our ends and the executable's, noted each."""
+    pairs = []
+    for _ in range(3):
+        pairs.append(os.pipe2(os.O_CLOEXEC))
+        open_ends.update(pairs[-1])
+    (stdin, to_stdin), (from_stdout, stdout), (from_stderr, stderr) = pairs
+    return [to_stdin, from_stdout, from_stderr], [stdin, stdout, stderr]
 
 
 def _close(ends: set[int]) -> None:

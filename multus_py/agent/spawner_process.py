@@ -5,7 +5,6 @@ It may be chrooted without anybody else noticing. When the daemon goes, it ends 
 """
 
 import contextlib
-import errno
 import json
 import os
 import select
@@ -13,7 +12,6 @@ import signal
 import socket
 import stat
 import sys
-import time
 from typing import Any
 
 # We ignore some of these ourselves, and Python ignores SIGPIPE: what we start should not inherit that.
@@ -67,18 +65,9 @@ def _begin(line: socket.socket, poll: Any, running: dict[int, tuple[int, int]], 
 
 
 def _spawn(path: str, env: dict[str, str], ends: list[int]) -> int:
-    """Start the executable in a session of its own; one that is being replaced ("text file busy") is tried again."""
+    """Start the executable in a session of its own; the daemon tries again what cannot be started now."""
     actions = [(os.POSIX_SPAWN_DUP2, end, n) for n, end in enumerate(ends)]
-    for last in (*[False] * 5, True):
-        try:
-            return os.posix_spawn(
-                path, [path], env, file_actions=actions, setsid=True, setsigmask=[], setsigdef=_DEFAULT
-            )
-        except OSError as cause:
-            if last or cause.errno != errno.ETXTBSY:
-                raise
-        time.sleep(0.5)
-    raise AssertionError("the last try returns or raises")
+    return os.posix_spawn(path, [path], env, file_actions=actions, setsid=True, setsigmask=[], setsigdef=_DEFAULT)
 
 
 def _tell(line: socket.socket, message: dict[str, Any]) -> None:

@@ -78,6 +78,7 @@ def main(descriptor: int, count: int) -> None:
     gc.collect()
     gc.freeze()  # what is there stays there: a look for garbage that writes to it would make the others copy it
     line = socket.socket(fileno=descriptor)
+    line.set_inheritable(False)  # what a delegate starts must not hold the line open
     others = {_divided(line) for _ in range(count - 1)}
     line.send(READY)
     while _serve(line):
@@ -111,7 +112,7 @@ def _divided(line: socket.socket) -> int:
 def _serve(line: socket.socket) -> bool:
     """Do the next task; False when there is none and the daemon is gone, or when nobody waits for tasks."""
     try:
-        task, pipes, *_ = socket.recv_fds(line, MESSAGE, 1)
+        task, pipes, *_ = socket.recv_fds(line, MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
     except BlockingIOError:
         return False
     if not task:

@@ -98,6 +98,152 @@ def test_text_file_busy_is_tried_again(executables, tmp_path):
     assert 0 == executables.run(copy, {}, b"", 20).status
 
 
+def test_what_leaves_its_pipes_to_others_is_ended_in_time(executables, tmp_path):
+    """A process in a session of its own that holds the standard output is not waited for."""
+    slow = script(tmp_path / "slow", f"setsid sleep 60 & echo $! > {tmp_path}/child; sleep 60\n")
+    started = time.monotonic()
+    try:
+        with pytest.raises(CniError) as caught:
+            executables.run(slow, {}, b"", 0.5)
+        assert 11 == caught.value.code
+        assert time.monotonic() - started < 10
+    finally:
+        os.kill(int((tmp_path / "child").read_text()), 9)
+
+
+def spawners():
+    """Return the processes of ours that start executables."""
+    tasks = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    children = [int(pid) for task in tasks for pid in task.read_text().split()]
+    return [pid for pid in children if b"spawner_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def lines_of(pid):
+    """Return the sockets that a process has, without those that it got as its standard streams."""
+    found = []
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        if int(one.name) > 2 and (target := os.readlink(one)).startswith("socket:"):
+            found.append(target)
+    return found
+
+
+def test_no_line_is_inherited_by_the_others(tmp_path):
+    """Of sixty that start at once each has its own line alone: so each one's death by a signal is noticed at once."""
+    together = [Spawner() for _ in range(60)]
+    slow = script(tmp_path / "slow", "sleep 30\n")
+    gate = threading.Barrier(61)
+    codes = []
+
+    def run(one):
+        gate.wait()
+        one.find("x", ())
+        gate.wait(40)
+        try:
+            one.run(slow, {}, b"", 25)
+        except CniError as trouble:
+            codes.append(trouble.code)
+
+    threads = [threading.Thread(target=run, args=(one,), daemon=True) for one in together]
+    try:
+        for thread in threads:
+            thread.start()
+        gate.wait()
+        gate.wait(40)
+        assert [1] * 60 == [len(lines_of(pid)) for pid in spawners()]
+        for pid in spawners():
+            os.kill(pid, 9)
+        until(lambda: len(codes) == 60, seconds=10)
+        assert set(codes) == {11}
+    finally:
+        for one in together:
+            one.close()
+
+
+def stop_it():
+    """Stop the process that starts executables; return its id."""
+    (pid,) = spawners()
+    os.kill(pid, 19)
+    return pid
+
+
+def test_a_process_that_hangs_is_ended_and_replaced(tmp_path):
+    """Whoever asks one that is stopped gets code 11 within its patience; it is ended with what it started."""
+    spawner = Spawner(patience=1)
+    spawner.find("x", ())
+    hanging = stop_it()
+    started = time.monotonic()
+    with pytest.raises(CniError, match="did not answer within 1 s and was ended") as caught:
+        spawner.find("x", ())
+    assert (11, True) == (caught.value.code, time.monotonic() - started < 4)
+    until(lambda: not _alive(hanging))
+    assert spawner.find("sh", ("/bin",)) == Path("/bin/sh")
+    spawner.close()
+
+
+def test_an_executable_of_a_process_that_hangs_is_ended(tmp_path):
+    """Its caller gets code 11 when its own time is over, and neither of the two is left."""
+    spawner = Spawner(patience=1)
+    slow = script(tmp_path / "slow", f"echo $$ > {tmp_path}/pid; exec sleep 60\n")
+    troubles = []
+
+    def run():
+        try:
+            spawner.run(slow, {}, b"", 2)
+        except CniError as trouble:
+            troubles.append(trouble.code)
+
+    waiting = threading.Thread(target=run, daemon=True)
+    waiting.start()
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    hanging = stop_it()
+    until(lambda: troubles, seconds=8)
+    assert [11] == troubles
+    until(lambda: not _alive(hanging))
+    until(lambda: not _alive(int((tmp_path / "pid").read_text())))
+    spawner.close()
+
+
+def test_the_end_does_not_wait_for_one_that_hangs(tmp_path):
+    """Close ends a stopped process, too."""
+    spawner = Spawner()
+    spawner.find("x", ())
+    hanging = stop_it()
+    started = time.monotonic()
+    spawner.close()
+    assert time.monotonic() - started < 5
+    until(lambda: not _alive(hanging))
+
+
+def test_an_environment_that_is_too_large_leaves_nothing_behind(tmp_path):
+    """The call is refused with code 4, however often it comes, and nobody waits for an answer."""
+    spawner = Spawner()
+    for _ in range(3):
+        with pytest.raises(CniError, match="too large") as caught:
+            spawner.run(tmp_path / "x", {"X": "x" * 300_000}, b"", 5)
+        assert 4 == caught.value.code
+    assert {} == spawner._line._waiting
+    spawner.close()
+
+
+def test_an_executable_that_is_busy_keeps_nobody_else_waiting(tmp_path):
+    """While one is being replaced, what others ask for is answered at once."""
+    spawner = Spawner()
+    busy = tmp_path / "busy"
+    busy.write_bytes(Path("/bin/true").read_bytes())
+    busy.chmod(0o755)
+    with busy.open("ab"):
+        waiting = threading.Thread(target=lambda: spawner.run(busy, {}, b"", 20), daemon=True)
+        spawner.find("x", ())
+        waiting.start()
+        time.sleep(0.2)
+        started = time.monotonic()
+        spawner.find("x", ())
+        assert time.monotonic() - started < 0.3
+    waiting.join(10)
+    assert not waiting.is_alive()
+    spawner.close()
+
+
 def test_a_lost_process_is_told_and_replaced(tmp_path):
     """Who waits gets code 11, the next call starts another one."""
     spawner = Spawner()
@@ -114,12 +260,8 @@ def test_a_lost_process_is_told_and_replaced(tmp_path):
     waiting = threading.Thread(target=wait)
     waiting.start()
     time.sleep(0.2)
-    me = os.getpid()
-    children = [int(pid) for pid in Path(f"/proc/{me}/task/{me}/children").read_text().split()]
-    spawners = [pid for pid in children if b"spawner_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    for pid in spawners:
+    for pid in spawners():
         os.kill(pid, 9)
-        os.waitpid(pid, 0)
     waiting.join(10)
     assert [11] == troubles
     assert 0 == spawner.run(script(tmp_path / "quick", "exit 0\n"), {}, b"", 20).status

@@ -2,6 +2,7 @@
 """Processes that attach beside the daemon's own: asked in a burst only, and nobody misses one that dies."""
 
 import os
+import pickle
 import signal
 import threading
 import time
@@ -14,8 +15,9 @@ from running import ended, until
 from story import namespace
 
 from multus_py import netlink
+from multus_py.agent import worker_process, workers
 from multus_py.agent.lanes import Lanes
-from multus_py.agent.worker_process import MESSAGE
+from multus_py.agent.worker_process import MESSAGE, Answer
 from multus_py.agent.workers import Workers
 from multus_py.chain import Chain
 from multus_py.cni import conflist
@@ -100,11 +102,11 @@ def test_one_that_is_killed_is_missed_by_nobody(running, leftovers):
 class Line:
     """The processes as the daemon has them, and what was told of the delegates that ran in them."""
 
-    def __init__(self, folder, count=1):
+    def __init__(self, folder, count=1, seconds=120.0):
         self.seen = []
         self.lanes = Lanes(8, 8)
         self.workers = Workers(count, self.lanes, lambda *one: self.seen.append(one))
-        self.chain = Chain(Plugins("builtin"), ResultCache(folder))
+        self.chain = Chain(Plugins("builtin", seconds), ResultCache(folder))
 
     def add(self, *plugins):
         """Ask for the chains of a sandbox with these plugins; the processes live in the namespace of the test."""
@@ -119,7 +121,12 @@ class Line:
         """Wait until tasks can come; return the process ids."""
         self.workers._ready()
         until(lambda: self.workers._group)
-        return [one for one in workers_of(os.getpid()) if one in descendants(self.workers._group._pid)]
+        return [one for one in workers_of(os.getpid()) if one in descendants(first_of(self.workers))]
+
+
+def first_of(found):
+    """Return the process id of the first of the processes."""
+    return found._group._first._pid
 
 
 def descendants(pid):
@@ -204,6 +211,71 @@ def test_one_of_two_that_dies_is_replaced(tmp_path, which):
     finally:
         line.workers.close()
     assert not [one for one in before if running_still(one)]
+
+
+def test_one_that_hangs_is_ended_and_replaced(tmp_path):
+    """A stopped process is code 11 after the time of an executable, is gone then, and another one does what comes."""
+    line = Line(tmp_path, 2, seconds=1.0)
+    try:
+        assert line.add(STATIC) is None
+        before = line.started()
+        for one in before:
+            os.kill(one, signal.SIGSTOP)
+        started = time.monotonic()
+        with pytest.raises(CniError, match=r"did not answer within 1 s and was ended") as raised:
+            line.add(STATIC)
+        assert raised.value.code == 11
+        assert time.monotonic() - started < 5
+        until(lambda: not [one for one in before if running_still(one)])
+        assert line.add(STATIC) is None
+        assert not set(line.started()) & set(before)
+        assert line.add(STATIC) is not None
+    finally:
+        line.workers.close()
+
+
+def test_a_full_line_is_not_waited_for(tmp_path):
+    """What stopped processes leave no room for is done by the caller at once, not after the time of an executable."""
+    line = Line(tmp_path, seconds=2.0)
+    large = {**STATIC, "_comment": "x" * 60_000}
+    with ThreadPoolExecutor(8) as pool:
+        try:
+            assert line.add(STATIC) is None
+            (worker,) = line.started()
+            os.kill(worker, signal.SIGSTOP)
+            asked = [pool.submit(line.add, large) for _ in range(8)]
+            until(lambda: [one for one in asked if one.done()], seconds=1)
+            assert {one.result() for one in asked if one.done()} == {None}
+            codes = [one.exception().code for one in asked if one.exception()]
+            assert len(codes) >= 2
+            assert set(codes) == {11}
+        finally:
+            line.workers.close()
+
+
+def test_an_answer_that_is_cut_short_is_an_error_to_try_again():
+    """A process that is killed while it writes its answer is missed as one that wrote nothing."""
+    whole = pickle.dumps(Answer([({"ips": ["10.0.0.1/24"] * 20}, 0.1)], None, []))
+    assert workers._read(whole).error is None
+    for length in range(len(whole)):
+        with pytest.raises(CniError, match="process that attached died"):
+            workers._read(whole[:length])
+
+
+def test_processes_that_hang_at_their_start_are_ended(tmp_path, monkeypatch):
+    """Calls go on without them; they are ended when their time is over, and started anew only after a rest."""
+    monkeypatch.setattr(worker_process, "__name__", "time import sleep; sleep(60)  # worker_process")
+    lanes = Lanes(8, 8)
+    found = workers.Workers(1, lanes, lambda *one: None, patience=0.5)
+    chain = Chain(Plugins("builtin"), ResultCache(tmp_path))
+    call = Call("ADD", "c1", "/nowhere", "eth0", path=("/nowhere",))
+    assert found.add((), call, chain) is None
+    hanging = []
+    until(lambda: hanging or hanging.extend(workers_of(os.getpid())))
+    until(lambda: not [one for one in hanging if running_still(one)])
+    assert found.add((), call, chain) is None
+    assert not found._starting
+    found.close()
 
 
 def running_still(pid):
