@@ -77,8 +77,9 @@ class NetlinkError(CniError):
         number = cause.errno or 0
         name = "EOPNOTSUPP" if number == errno.EOPNOTSUPP else errno.errorcode.get(number, str(number))
         said = cause.strerror if isinstance(cause, wire.Refused) else ""
-        reason = f"{os.strerror(number)} ({name})" + (f": {said}" if said else "")
-        return cls(Code.INTERNAL, f"cannot {deed}: {reason}", _ADVICE.get(number, ""), number, reason)
+        reason = f"{os.strerror(number)} ({name})" + (f": {said}" if said else "") if number else str(cause)
+        code = Code.TRY_AGAIN if number in (errno.EINTR, errno.ENOBUFS) else Code.INTERNAL
+        return cls(code, f"cannot {deed}: {reason}", _ADVICE.get(number, ""), number, reason)
 
 
 class NoNamespace(NetlinkError):

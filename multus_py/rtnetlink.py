@@ -5,6 +5,7 @@ Packed by hand because the attach path pays for it: a question and its answer ta
 message classes 0.5 ms, and importing those 150 ms. Layouts: linux/netlink.h, linux/rtnetlink.h, RFC 3549.
 """
 
+import errno
 import itertools
 import select
 import socket
@@ -12,7 +13,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 # linux/rtnetlink.h: message types.
 NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
@@ -35,8 +36,10 @@ _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 NESTED = 0x8000
 _ROOM = 1 << 18  # bytes for one answer: the kernel sends dumps in pieces of at most 32 KiB
-_TRIES = 8  # of a dump that changed while it was read
+_TRIES = 8  # of a question whose answer changed while it was read, or got lost
+_AGAIN = (errno.EINTR, errno.ENOBUFS)
 
+T = TypeVar("T")
 Attributes = dict[int, bytes]
 _rooms: list[bytearray] = []  # of sockets that are closed, for the next: the kernel would clear each anew
 
@@ -126,26 +129,38 @@ class Socket:
 
     def get(self, kind: int, body: bytes) -> bytes:
         """Ask for one object; `Refused` (ENODEV, ...) when there is none."""
-        return next(self._answers(self._send(kind, 0, body)))
+        return self._asked(lambda: next(self._answers(self._send(kind, 0, body))))
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """Ask for all objects of a kind; asked again when they changed meanwhile (NLM_F_DUMP_INTR)."""
-        for attempt in range(_TRIES):
+        """Ask for all objects of a kind."""
+        return self._asked(lambda: list(self._answers(self._send(kind, DUMP, body))))
+
+    def _asked(self, question: Callable[[], T]) -> T:
+        """Return the answer; asked again when it changed while it was read (NLM_F_DUMP_INTR), or had no room (ENOBUFS).
+
+        What changes every time is `Refused` (EINTR), what never has room is, too (ENOBUFS): to be tried again later.
+        """
+        for _ in range(_TRIES):
             try:
-                return list(self._answers(self._send(kind, DUMP, body)))
-            except InterruptedError:
-                if attempt == _TRIES - 1:
+                return question()
+            except OSError as cause:
+                if cause.errno not in _AGAIN:
                     raise
-        raise AssertionError("unreachable")
+                number = cause.errno
+                self._drain()
+        why = "the list changed while it was read" if number == errno.EINTR else "events left no room for the answer"
+        raise Refused(number, f"{why}, {_TRIES} times over")
 
     def await_change(self, group: int, seconds: float, settled: Callable[[], Any]) -> bool:
         """Ask *settled* now and after every event of the multicast *group*, until it is true or *seconds* are over."""
         if settled():
             return True
         deadline = time.monotonic() + seconds
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
         with self._member(group):
             while not settled():
-                if not select.select([self._socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
                     return False
                 self._drain()
         return True
@@ -160,12 +175,15 @@ class Socket:
             self._drain()
 
     def _drain(self) -> None:
-        """Drop what the kernel sent unasked."""
-        try:
-            while True:
+        """Drop what the kernel sent unasked, and what is left of an answer."""
+        while True:
+            try:
                 self._socket.recv_into(self._room, 0, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            pass
+            except BlockingIOError:
+                return
+            except OSError as cause:
+                if cause.errno != errno.ENOBUFS:  # events were dropped: whoever waits for one looks anyway
+                    raise
 
     def _send(self, kind: int, flags: int, body: bytes) -> int:
         sequence = next(self._sequence)
@@ -188,7 +206,7 @@ class Socket:
                 if kind in (_ERROR, _DONE):
                     _refuse(kind, flags, body)
                     if changed:
-                        raise InterruptedError("the kernel's list changed while it was read")
+                        raise InterruptedError(errno.EINTR, "the list changed while it was read")
                     return
                 yield body
 

@@ -4,7 +4,10 @@
 import errno
 import ipaddress
 import json
+import os
+import resource
 import secrets
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +17,7 @@ from typing import Any
 import pytest
 from namespaces import Site, namespace
 
-from multus_py import netlink
+from multus_py import netlink, rtnetlink
 from multus_py.netlink import Hop, Link, Netlink, NetlinkError, Route
 
 V4 = ipaddress.ip_interface("192.0.2.7/24")
@@ -446,6 +449,63 @@ def test_a_busy_kernel_lists_many_links_whole(host: Netlink, place: Site) -> Non
             thread.join()
 
 
+def test_a_list_that_always_changes_is_told_as_such(host: Netlink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After eight tries the error says what happened, and that it is worth another try: code 11, never "Success"."""
+    monkeypatch.setattr(rtnetlink, "_DUMP_INTERRUPTED", 0x2)  # NLM_F_MULTI: as if the kernel said it of every list
+    with pytest.raises(
+        NetlinkError, match="cannot list interfaces: .*changed while it was read, 8 times over"
+    ) as caught:
+        host.links()
+    assert (caught.value.code, caught.value.errno) == (11, errno.EINTR)
+    monkeypatch.undo()
+    assert "lo" in {link.name for link in host.links()}
+
+
+def test_an_error_without_a_number_is_told_in_its_words() -> None:
+    """Whatever an error says is told, and what has no number is not called a success."""
+    assert NetlinkError.of("do it", OSError("out of luck")).msg == "cannot do it: out of luck"
+
+
+def test_events_that_find_no_room_are_a_reason_to_look(host: Netlink, place: Site) -> None:
+    """When more events come than the socket holds (ENOBUFS), waiting goes on, and questions are answered meanwhile."""
+    host._socket._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel makes 2 KiB of it
+    looks = 0
+
+    def flood() -> None:
+        with netlink.open(place.host) as other:
+            for _ in range(20):
+                other.create_bridge("mptmany")
+                other.delete_link(other.link("mptmany").index)
+
+    def settled() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks > 1:  # we are told of events from now on
+            flood()
+        assert "lo" in {link.name for link in host.links()}
+        assert host.find_link("lo") is not None
+        if looks > 1:
+            flood()
+        return looks == 4
+
+    assert host._socket.await_change(rtnetlink.GROUP_LINK, 10, settled)
+    assert host.find_link("mptnone") is None
+
+
+def test_waiting_takes_any_descriptor(place: Site) -> None:
+    """A process with more than a thousand open files waits for the kernel as any other."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, before[1]))
+    many = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        with netlink.open(place.host) as kernel:
+            assert not kernel.await_gone({"lo"}, 0.01)
+    finally:
+        for one in many:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def test_netlink_is_imported_without_pyroute2() -> None:
     """Opening the kernel's door does not pay for pyroute2: only describe does."""
     script = "import sys, multus_py.netlink; sys.exit('pyroute2' in sys.modules)"
@@ -454,8 +514,6 @@ def test_netlink_is_imported_without_pyroute2() -> None:
 
 def test_random_bytes_never_hang_the_reader() -> None:
     """Attributes of damaged bytes are read to their end without an endless loop or an exception."""
-    from multus_py import rtnetlink
-
     for size in range(64):
         data = secrets.token_bytes(size)
         assert set(rtnetlink.attributes(data)) == {kind for kind, _ in rtnetlink.pairs(data)}

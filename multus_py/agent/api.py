@@ -7,7 +7,7 @@ import socket
 import socketserver
 import struct
 import threading
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from multus_py.agent import spool
+from multus_py.agent.unheard import Unheard
 from multus_py.cni import result as results
 from multus_py.cni import serve
 from multus_py.cni.errors import CniError, Code, unforeseen
@@ -22,8 +23,10 @@ from multus_py.cni.errors import CniError, Code, unforeseen
 # Our own shim asks for the very text of standard output; multus-cni's wants the result of 1.1.0 under "Result".
 OUR_SHIM = "X-Multus-Py-Shim"
 BODY_LIMIT = 24 * 1024 * 1024  # bytes: a config of 16 MiB in base64, and an environment
-_READ_TIMEOUT = 30  # seconds for a shim to say what it wants
+_READ_TIMEOUT = 30  # seconds for a shim to say what it wants, and again to take the answer
+_UNHEARD = 256  # connections whose request was not read yet
 _QUEUE = 1024
+_UNBOUNDED = ("STATUS", "VERSION")  # verbs that only ask whether we are well: they wait for nobody
 _METHODS = {"/cni": ("POST",), "/delegate": ("POST",), "/healthz": ("GET", "POST"), "/readyz": ("GET", "POST")}
 
 
@@ -64,7 +67,7 @@ def listen(path: Path, service: Service, connections: int) -> "Server":
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """A thread for each connection, at most *connections* at once."""
+    """A thread for each connection; at most *connections* calls at once, begun when their request was read."""
 
     daemon_threads = True
     request_queue_size = _QUEUE
@@ -72,10 +75,19 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def __init__(self, path: str, service: Service, connections: int) -> None:
         self.service = service
+        self.unheard = Unheard(_UNHEARD, _READ_TIMEOUT)
         self._places = threading.BoundedSemaphore(connections)
         self._open = 0
         self._closed = threading.Condition()
         super().__init__(path, _Handler)
+
+    def place(self, verb: str) -> AbstractContextManager[object]:
+        """Hold a place for a call of this *verb* for the time of the block."""
+        return nullcontext() if verb in _UNBOUNDED else self._places
+
+    def service_actions(self) -> None:
+        """End those who take too long to say what they want; called twice a second."""
+        self.unheard.end_late()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002  the base class's shape
         """Let root and our own user in (SO_PEERCRED: unix(7))."""
@@ -84,19 +96,27 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin a thread for one connection."""
+        self.unheard.add(request)
         with self._closed:
             self._open += 1
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started
+            self._left(request)
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve one connection when there is a place."""
+        """Serve one connection."""
         try:
-            with self._places:
-                super().process_request_thread(request, client_address)
+            super().process_request_thread(request, client_address)
         finally:
-            with self._closed:
-                self._open -= 1
-                self._closed.notify_all()
+            self._left(request)
+
+    def _left(self, request: Any) -> None:
+        self.unheard.heard(request)
+        with self._closed:
+            self._open -= 1
+            self._closed.notify_all()
 
     def finish(self, seconds: float) -> None:
         """End: answer, within so many seconds, all who connected while the socket had its name; nobody is cut off."""
@@ -152,9 +172,12 @@ class _Handler(BaseHTTPRequestHandler):
             return Reply(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         stdin = b""
         try:
-            body = self.rfile.read(int(size))
+            body = self._body(int(size))
+            self.server.unheard.heard(self.connection)
             env, stdin = spool.request(body)
-            return self._answer(self._told(env, stdin, body))
+            with self.server.place(env.get("CNI_COMMAND", "")):
+                told = self._told(env, stdin, body)
+            return self._answer(told)
         except CniError as error:
             unready = isinstance(error, NotReady) and self.headers.get(OUR_SHIM)
             status = HTTPStatus.SERVICE_UNAVAILABLE if unready else HTTPStatus.BAD_REQUEST
@@ -162,6 +185,14 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception as error:  # noqa: BLE001  the boundary: the runtime gets an error that it can read
             serve.log_unforeseen(error)
             return Reply(HTTPStatus.BAD_REQUEST, _json(unforeseen(error).to_json(serve.version_of(stdin))))
+
+    def _body(self, size: int) -> bytes:
+        body = b""
+        with suppress(TimeoutError):
+            body = self.rfile.read(size)
+        if len(body) < size:
+            raise CniError(Code.DECODE, "the request is not whole", f"it has {_READ_TIMEOUT} s to come")
+        return body
 
     def _told(self, env: dict[str, str], stdin: bytes, body: bytes) -> dict[str, Any] | None:
         if self.path == "/cni":

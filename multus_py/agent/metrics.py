@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is counted and timed, in Prometheus' words (the only prometheus_client importer)."""
 
+import socket
+import threading
 from collections.abc import Callable
+from http.server import ThreadingHTTPServer
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import MetricsHandler
+
+from multus_py.agent.unheard import Unheard
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -43,4 +50,36 @@ class Metrics:
 
     def serve(self, address: str, port: int) -> None:
         """Serve them over HTTP from a thread of their own."""
-        start_http_server(port, address, self.registry)
+        server = _Server(address, port, self.registry)
+        threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+
+
+class _Server(ThreadingHTTPServer):
+    """A thread for each connection, few at once: whoever reaches the port may connect and say nothing."""
+
+    def __init__(self, address: str, port: int, registry: CollectorRegistry) -> None:
+        self.address_family, _, _, _, place = socket.getaddrinfo(
+            address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        self._peers = Unheard(_PEERS, _PEER_SECONDS)
+        handler = type("Handler", (MetricsHandler,), {"registry": registry, "timeout": _PEER_SECONDS})
+        super().__init__((str(place[0]), port), handler)
+
+    def service_actions(self) -> None:
+        """End those who take too long; called twice a second."""
+        self._peers.end_late()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Begin a thread for one connection."""
+        self._peers.add(request)
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve one connection."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._peers.heard(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Let who went away go."""

@@ -161,8 +161,8 @@ class _Group:
     def ask(self, task: bytes, seconds: float) -> Answer | None:
         """Ask and wait for the answer.
 
-        `BlockingIOError` when the line has no room, another `OSError` when nobody is left, `TimeoutError` when *seconds*
-        were not enough; code 11 when who took the task died.
+        `BlockingIOError` when the line has no room, `TimeoutError` when *seconds* were not enough, another `OSError`
+        when nobody is left; code 11 when who took the task died.
         """
         answer, theirs = os.pipe2(os.O_CLOEXEC)
         try:

@@ -120,11 +120,8 @@ def spawners():
 
 def lines_of(pid):
     """Return the sockets that a process has, without those that it got as its standard streams."""
-    found = []
-    for one in Path(f"/proc/{pid}/fd").iterdir():
-        if int(one.name) > 2 and (target := os.readlink(one)).startswith("socket:"):
-            found.append(target)
-    return found
+    more = [one.readlink() for one in Path(f"/proc/{pid}/fd").iterdir() if int(one.name) > 2]
+    return [str(one) for one in more if str(one).startswith("socket:")]
 
 
 def test_no_line_is_inherited_by_the_others(tmp_path):
