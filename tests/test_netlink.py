@@ -453,7 +453,7 @@ def test_a_list_that_always_changes_is_told_as_such(host: Netlink, monkeypatch: 
     """After eight tries the error says what happened, and that it is worth another try: code 11, never "Success"."""
     monkeypatch.setattr(rtnetlink, "_DUMP_INTERRUPTED", 0x2)  # NLM_F_MULTI: as if the kernel said it of every list
     with pytest.raises(
-        NetlinkError, match="cannot list interfaces: .*changed while it was read, 8 times over"
+        NetlinkError, match=r"cannot list interfaces: .*changed while it was read, 8 times over"
     ) as caught:
         host.links()
     assert (caught.value.code, caught.value.errno) == (11, errno.EINTR)

@@ -12,6 +12,7 @@ from prometheus_client.exposition import MetricsHandler
 
 from multus_py.agent.unheard import Unheard
 
+_PEERS, _PEER_SECONDS = 32, 10  # connections at once, and the time that one has
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from multus_py.agent.workers import Workers
 from multus_py.cni.errors import CniError, Code
 from multus_py.config import MultusConfig
 from multus_py.entry import install
+from multus_py.entry.signals import Signals
 from multus_py.kube.store import KubeStore, Pod, PodRef
 from multus_py.nodeconf import executable, ours
 
@@ -46,6 +47,7 @@ _CALM = 60.0  # seconds after which what failed in a way that nobody expected is
 _SOON = 0.05  # the same, as long as pods wait for us
 _LOCK_WAIT = 15.0  # seconds for the daemon before us to go
 _LAST_WORDS = 5.0  # seconds for those who connected just before the socket went
+_ENDS = frozenset((signal.SIGTERM, signal.SIGINT))
 _FAREWELL = 5.0  # seconds to learn whether our DaemonSet was deleted
 
 
@@ -75,20 +77,12 @@ def start_logs(config: DaemonConfig) -> None:
     logs.start(configs.parse({"logLevel": "info", **body}), json_lines=config.log_format == "json")
 
 
-@dataclass
-class Stop:
-    """What signals leave behind: they only say what is to be done."""
-
-    asked: threading.Event
-    reload: threading.Event
-
-
 class Daemon:
     """The parts of the process and the order in which they begin and end."""
 
     def __init__(self, path: Path, config: DaemonConfig) -> None:
         self._path = path
-        self._stop = Stop(threading.Event(), threading.Event())
+        self._over = threading.Event()
         self._metrics = Metrics()
         environment = {key: value for key, value in os.environ.items() if not key.startswith("CNI_")}
         if config.chroot_dir:
@@ -115,9 +109,7 @@ class Daemon:
         config = self._service.config
         self._lock = _alone(config.socket_dir, _LOCK_WAIT)
         plugins.preload()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stop.asked.set())
-        signal.signal(signal.SIGHUP, lambda *_: self._stop.reload.set())
+        self._signals = Signals((*_ENDS, signal.SIGHUP))
         if os.getpid() == 1:
             signal.signal(signal.SIGCHLD, _reap)
         self._server = api.listen(config.socket_dir / "multus.sock", self._service, config.connection_limit)
@@ -136,12 +128,13 @@ class Daemon:
 
     def serve(self) -> int:
         """Wait until told to go; then finish what is under way, within the drain time."""
-        while not self._stop.asked.wait(_TICK if self._service.serving.is_set() else _SOON):
+        while not _ENDS & (asked := self._signals.wait(_TICK if self._service.serving.is_set() else _SOON)):
             self._follow_store()
-            self._follow_config()
+            self._follow_config(again=signal.SIGHUP in asked)
+        self._over.set()
         config = self._service.config
         self._service.serving.clear()
-        self._following.join()  # it must not write over what the next daemon wrote
+        self._following.join(_LAST_WORDS)  # it should not write over what the next daemon wrote
         log.info("told to end: %d calls under way", self._service.lanes.under_way)
         drained = self._service.lanes.drain(config.drain_timeout)
         if not drained:
@@ -164,13 +157,12 @@ class Daemon:
             log.info("ready")
             self._service.serving.set()
 
-    def _follow_config(self) -> None:
-        """Read the file again when it changed or SIGHUP asked for it; what cannot be read changes nothing."""
+    def _follow_config(self, *, again: bool) -> None:
+        """Read the file when it changed, or *again* as SIGHUP asks for; what cannot be read changes nothing."""
         stamp = _stamp(self._path)
-        if stamp == self._seen and not self._stop.reload.is_set():
+        if stamp == self._seen and not again:
             return
         self._seen = stamp
-        self._stop.reload.clear()
         try:
             config = daemon_config.load(self._path)
             self._follower.place = _place(config)
@@ -193,7 +185,7 @@ class Daemon:
                     self._round()
             except Exception:
                 log.exception("the reconciler met something that nobody expected; it goes on")
-            if self._stop.asked.wait(_TICK):
+            if self._over.wait(_TICK):
                 return
 
     def _round(self) -> None:
@@ -205,7 +197,7 @@ class Daemon:
     def _keep_certificate(self, keeper: "Keeper") -> None:
         """Have the node's client certificate asked for and renewed."""
         pause = 0.0
-        while not self._stop.asked.wait(pause):
+        while not self._over.wait(pause):
             try:
                 pause = keeper.look()
             except Exception:
@@ -248,7 +240,7 @@ class Daemon:
 
     def _follow_folder(self) -> None:
         """Keep our place in front of the default network."""
-        while not self._stop.asked.wait(_TICK):
+        while not self._over.wait(_TICK):
             self._look()
 
     def _look(self) -> None:

@@ -151,6 +151,52 @@ def test_told_to_end_it_drains(running):
     assert not running.socket.exists()
 
 
+UNLUCKY = """
+import os, signal, sys, threading
+from pathlib import Path
+from multus_py.entry import daemon
+
+enter, serve, armed = threading.Condition.__enter__, daemon.Daemon.serve, []
+
+def entered(self):
+    got = enter(self)
+    if armed and threading.current_thread() is threading.main_thread():
+        armed.clear()
+        os.kill(os.getpid(), signal.SIGTERM)
+    return got
+
+def served(self):
+    armed.append(True)
+    return serve(self)
+
+threading.Condition.__enter__, daemon.Daemon.serve = entered, served
+sys.exit(daemon.main(Path(sys.argv[1])))
+"""
+
+
+def test_a_signal_comes_while_any_lock_is_held(running):
+    """A SIGTERM that arrives while the main thread holds the lock of an event ends the daemon as any other does."""
+    with (running.folder / "log").open("ab") as log:
+        command = [sys.executable, "-c", UNLUCKY, str(running.configure())]
+        process = netlink.visit(running.host, lambda: subprocess.Popen(command, stderr=log))
+    try:
+        assert 0 == process.wait(20)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_told_to_end_it_does_so_at_once(running):
+    """Nothing is under way: it takes no second, however often it is told, also to read its config again."""
+    running.start()
+    for _ in range(300):
+        running.process.send_signal(signal.SIGHUP)
+    started = time.monotonic()
+    running.process.send_signal(signal.SIGTERM)
+    assert 0 == running.stop(signal.SIGINT)
+    assert time.monotonic() - started < 2.5
+
+
 def test_status_and_add_wait_for_the_daemon_and_say_so(running):
     """STATUS is code 50 while nobody serves; ADD waits and succeeds when the daemon comes."""
     code, error = running.call("STATUS", readinessTimeout=0.3)
