@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from multus_py.cni import names
 from multus_py.cni import result as results
@@ -21,6 +21,9 @@ from multus_py.cni.errors import CniError, Code, PluginError, unforeseen
 from multus_py.cni.result import Result
 from multus_py.executables import Children, Executables
 from multus_py.schemas.keys import unknown
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 log = logging.getLogger("multus_py")
 T = TypeVar("T")
@@ -60,19 +63,19 @@ class Plugins:
 
     def run(self, plugin_type: str, call: Call) -> dict[str, Any] | None:
         """Run one plugin for *call*; return the result of ADD as the plugin said it, None for the other verbs."""
+        chosen = self.choose(plugin_type, call)  # what is not there is not observed: its name may be any word
         if self.observed is None:
-            return self._run(plugin_type, call)
+            return self._run(chosen, plugin_type, call)
         started, code = time.monotonic(), 0
         try:
-            return self._run(plugin_type, call)
+            return self._run(chosen, plugin_type, call)
         except CniError as error:
             code = error.code
             raise
         finally:
             self.observed(plugin_type, call.verb, time.monotonic() - started, code)
 
-    def _run(self, plugin_type: str, call: Call) -> dict[str, Any] | None:
-        chosen = self.choose(plugin_type, call)
+    def _run(self, chosen: Delegate | Path, plugin_type: str, call: Call) -> dict[str, Any] | None:
         if not isinstance(chosen, Path):
             return self._native(chosen, plugin_type, call)
         said = self._execute(plugin_type, chosen, call)
@@ -224,16 +227,20 @@ def preload() -> None:
         importlib.import_module(module)
 
 
-@cache
 def _native_delegate(plugin_type: str) -> Delegate | None:
-    if module := NATIVE.get(plugin_type):
-        return cast(Delegate, importlib.import_module(module))
-    return _third_party(plugin_type)
+    return _imported(plugin_type) if plugin_type in NATIVE or plugin_type in _third_party() else None
 
 
-def _third_party(plugin_type: str) -> Delegate | None:
-    """Return a delegate that another package added through the entry point group."""
+@cache
+def _imported(plugin_type: str) -> Delegate:
+    """Return a delegate that is there: what is remembered is not what users name, but what was found."""
+    module = NATIVE.get(plugin_type)
+    return cast(Delegate, importlib.import_module(module) if module else _third_party()[plugin_type].load())
+
+
+@cache
+def _third_party() -> "Mapping[str, EntryPoint]":
+    """Return the delegates that other packages added through the entry point group, by type."""
     from importlib.metadata import entry_points  # costs milliseconds: paid only for types that are not ours
 
-    found = next(iter(entry_points(group=ENTRY_POINTS, name=plugin_type)), None)
-    return cast(Delegate, found.load()) if found else None
+    return {found.name: found for found in reversed(tuple(entry_points(group=ENTRY_POINTS)))}

@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -41,7 +42,8 @@ _AGAIN = (errno.EINTR, errno.ENOBUFS)
 
 T = TypeVar("T")
 Attributes = dict[int, bytes]
-_rooms: list[bytearray] = []  # of sockets that are closed, for the next: the kernel would clear each anew
+_ROOMS = 16  # as many sockets as calls need at once; a burst of them must not hold memory for ever
+_rooms: deque[bytearray] = deque(maxlen=_ROOMS)  # of sockets that are closed, for the next: each would be cleared anew
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -102,13 +104,20 @@ class Refused(OSError):
     """The kernel's no: `errno`, and in `strerror` what it said about it (NLMSGERR_ATTR_MSG), "" when it was silent."""
 
 
+def _room() -> bytearray:
+    try:
+        return _rooms.pop()
+    except IndexError:
+        return bytearray(_ROOM)
+
+
 class Socket:
     """A netlink socket of the namespace that the thread was in when it was made. It stays there."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._sequence = itertools.count(1)
-        self._room = _rooms.pop() if _rooms else bytearray(_ROOM)
+        self._room = _room()
         try:
             for option in (_EXT_ACK, _STRICT):
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)

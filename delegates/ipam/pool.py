@@ -14,6 +14,7 @@ import fcntl
 import ipaddress
 import os
 import stat
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,9 @@ _IN_THE_WAY = "nobody\n"  # who has an address under whose name no regular file 
 _PLAIN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _OWNER_MAX = 4096  # bytes: a container id and an interface have far less
 # By a folder's device and inode: by an address's file, its inode and who was read in it.
-_seen: dict[tuple[int, int], dict[str, tuple[int, str]]] = {}
+_seen: dict[tuple[int, int], dict[str, tuple[int, str]]] = {}  # the last of `_FOLDERS`, the one used last at the end
+_FOLDERS = 256
+_remembering = threading.Lock()
 
 
 class Pool:
@@ -62,7 +65,11 @@ class Pool:
         for name, inode in self._files():
             known = before.get(name)
             now[name] = known if known and known[0] == inode and known[1] else (inode, self.holder(name))
-        _seen[folder] = now
+        with _remembering:
+            _seen.pop(folder, None)
+            _seen[folder] = now
+            if len(_seen) > _FOLDERS:
+                del _seen[next(iter(_seen))]
         return {name: owner for name, (_, owner) in now.items()}
 
     def owners(self) -> dict[str, str]:

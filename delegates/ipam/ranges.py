@@ -4,9 +4,9 @@
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
+from multus_py.cni.addresses import read_address, read_interface
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Address, Cidr, Network
 from multus_py.fields import Fields
@@ -34,9 +34,6 @@ class Range:
         return f"{self.start}-{self.end}"
 
 
-# The ranges of a network are read for every pod of it.
-_read_address = lru_cache(256)(ipaddress.ip_address)
-_read_interface = lru_cache(256)(ipaddress.ip_interface)
 RangeSet = tuple[Range, ...]  # one address is taken from each set
 
 
@@ -56,7 +53,7 @@ def _without_zone(text: str) -> str:
 def address(text: str, what: str) -> Address:
     """Read an address; an IPv4 one in IPv6 clothes (`::ffff:192.0.2.1`) is an IPv4 one, as Go has it."""
     try:
-        read = _read_address(_without_zone(text))
+        read = read_address(_without_zone(text))
     except ValueError as cause:
         raise CniError(Code.INVALID_CONFIG, f"{what}: cannot understand ip {text!r:.80}", "an address") from cause
     return _plain(read)
@@ -65,7 +62,7 @@ def address(text: str, what: str) -> Address:
 def cidr(text: str, what: str) -> Cidr:
     """Read an address with its prefix length."""
     try:
-        read = _read_interface(_without_zone(text) if "/" in text else "")
+        read = read_interface(_without_zone(text) if "/" in text else "")
     except ValueError as cause:
         raise CniError(
             Code.INVALID_CONFIG, f"{what}: {text!r:.80} is not in CIDR notation", "an address and its prefix length"

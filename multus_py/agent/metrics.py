@@ -3,7 +3,7 @@
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http.server import ThreadingHTTPServer
 from typing import Any
 
@@ -11,9 +11,27 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import MetricsHandler
 
 from multus_py.agent.unheard import Unheard
+from multus_py.cni.errors import Code
 
 _PEERS, _PEER_SECONDS = 32, 10  # connections at once, and the time that one has
+_LONGEST = 64  # characters of a label
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class _Words:
+    """Words that may be labels, for each is kept for the life of the process: *known* ones, then the first to come."""
+
+    def __init__(self, limit: int, known: Iterable[str] = ()) -> None:
+        self._limit = limit
+        self._known = set(known)
+
+    def one(self, word: str) -> str:
+        """Return the word, or "other" when there are enough of them."""
+        if word not in self._known:
+            if len(self._known) >= self._limit or len(word) > _LONGEST:
+                return "other"
+            self._known.add(word)
+        return word
 
 
 class Metrics:
@@ -32,18 +50,20 @@ class Metrics:
             "multus_py_delegate_seconds", "Time of one delegate", ["plugin", "verb", "outcome"], buckets=_SECONDS,
             registry=self.registry,
         )  # fmt: skip
+        self._plugins = _Words(64)
+        self._codes = _Words(64, (str(int(code)) for code in (0, *Code)))
         self.repairs = Counter(
             "multus_py_reconciled", "What the reconciler did, by kind", ["kind"], registry=self.registry
         )
 
     def answered(self, path: str, verb: str, code: int, seconds: float) -> None:
         """Count one request and the time that it took."""
-        self._requests.labels(path, verb, str(code)).inc()
+        self._requests.labels(path, verb, self._codes.one(str(int(code)))).inc()
         self._seconds.labels(verb).observe(seconds)
 
     def delegated(self, plugin: str, verb: str, seconds: float, code: int) -> None:
         """Count one run of a delegate."""
-        self._delegate_seconds.labels(plugin, verb, "ok" if code == 0 else "error").observe(seconds)
+        self._delegate_seconds.labels(self._plugins.one(plugin), verb, "ok" if code == 0 else "error").observe(seconds)
 
     def gauge(self, name: str, words: str, value: Callable[[], float]) -> None:
         """Show a number that is read when somebody looks."""

@@ -8,11 +8,11 @@ own state in the result at DEL.
 import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from multus_py.cni import versions
+from multus_py.cni.addresses import read_address, read_interface, read_network
 from multus_py.cni.errors import CniError, Code
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -22,10 +22,6 @@ Extra = Mapping[str, Any]
 _PLAIN_KEYS = ("cniVersion", "interfaces", "ips", "routes", "dns")
 _PAIR_KEYS = ("cniVersion", "ip4", "ip6", "dns")
 T = TypeVar("T")
-# An ADD reads the same few addresses a dozen times, and a node the same networks for every pod.
-_read_interface = lru_cache(1024)(ipaddress.ip_interface)
-_read_address = lru_cache(1024)(ipaddress.ip_address)
-_read_network = lru_cache(1024)(partial(ipaddress.ip_network, strict=False))
 
 
 @dataclass(frozen=True)
@@ -337,7 +333,7 @@ def _parsed(value: object, where: str, read_as: Callable[[str], T], wanted: str)
 
 
 def _cidr(value: object, where: str) -> Cidr:
-    found = _parsed(value, where, _read_interface, "an address with its prefix length")
+    found = _parsed(value, where, read_interface, "an address with its prefix length")
     if "/" not in str(value):
         raise _wrong(where, f"must be an address with its prefix length, it is {value!r}")
     return found
@@ -345,11 +341,11 @@ def _cidr(value: object, where: str) -> Cidr:
 
 def _address(value: object, where: str) -> Address | None:
     # "<nil>" is how a printed absent gateway of Go comes back from some chains.
-    return None if value in (None, "", "<nil>") else _parsed(value, where, _read_address, "an address")
+    return None if value in (None, "", "<nil>") else _parsed(value, where, read_address, "an address")
 
 
 def _network(value: object, where: str) -> Network:
-    return _parsed(value, where, _read_network, "a network")
+    return _parsed(value, where, read_network, "a network")
 
 
 def without_defaults(result: Result, families: frozenset[int]) -> Result:
