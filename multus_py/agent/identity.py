@@ -23,7 +23,7 @@ log = logging.getLogger("multus_py")
 
 CURRENT = "multus-client-current.pem"  # multus-cni's name and content: the certificate, then its key
 _PENDING = "multus-client-pending.pem"  # the request that nobody granted yet, and its key
-PATIENCE = 120.0  # seconds until an Event says that nobody approves
+PATIENCE = 120.0  # seconds until another Event says that nobody approves
 _ANSWER = 30.0  # seconds for the API server's answer
 _QUICK, _SLOW = 1.0, 10.0  # seconds between two looks at a request, at first and later
 _LOOK = 300.0  # seconds between two looks at a certificate that is in use
@@ -199,7 +199,10 @@ class Keeper:
         now = self._world.clock.monotonic()
         if self._memory.asked_since is None:
             self._memory.asked_since = now
-            log.info("asked for a client certificate: kubectl certificate approve %s", wanted.name)
+            words = f"asked for a client certificate: kubectl certificate approve {wanted.name}"
+            log.info("%s", words)
+            if not approved:
+                self._world.tell("certificate_requested", "CertificateRequested", words)
         waited = now - self._memory.asked_since
         if waited < PATIENCE:
             return min(_SLOW, max(_QUICK, waited / 4))

@@ -47,6 +47,7 @@ _CALM = 60.0  # seconds after which what failed in a way that nobody expected is
 _SOON = 0.05  # the same, as long as pods wait for us
 _LOCK_WAIT = 15.0  # seconds for the daemon before us to go
 _LAST_WORDS = 5.0  # seconds for those who connected just before the socket went
+_NO_TROUBLE = ("CertificateRequested",)  # reasons of Events that only say what is to be done
 _ENDS = frozenset((signal.SIGTERM, signal.SIGINT))
 _FAREWELL = 5.0  # seconds to learn whether our DaemonSet was deleted
 
@@ -260,7 +261,7 @@ class Daemon:
         if not reason or ref is None or self._store is None:
             return
         try:
-            self._store.event(self._store.pod(ref), "Warning", reason, words)
+            self._store.event(self._store.pod(ref), "Normal" if reason in _NO_TROUBLE else "Warning", reason, words)
         except CniError as error:
             log.warning("event %s was not told: %s", reason, error)
 

@@ -15,7 +15,7 @@ from multus_py.cni.errors import Code
 from multus_py.cni.text import one_line
 from multus_py.kube import dra, objects
 from multus_py.kube.exchange import Again, Ask, Conflict, Request
-from multus_py.kube.session import COMPONENT, Account
+from multus_py.kube.session import COMPONENT, Account, load_packages
 from multus_py.kube.store import NETWORK_STATUS, Device, NetworkDefinition, NotFound, Pod, PodRef, Unavailable
 
 MESSAGE_LIMIT = 1024  # bytes of an Event's message: core/v1 Event
@@ -148,8 +148,7 @@ class ApiServer:
 
         Neither the lookup of a host name nor a credential command nor an answer that drips takes a timeout.
         """
-        # The slow import (0.3 s) is not charged to the first verb's deadline.
-        import kubernetes.config  # noqa: F401
+        load_packages()  # not charged to the first verb's deadline
 
         answer: Future[T] = Future()
         until = time.monotonic() + self._deadline

@@ -6,6 +6,7 @@ pool are used: the generated API classes know one release of Kubernetes, while t
 from 1.20 on.
 """
 
+import importlib
 import json
 import logging
 import os
@@ -28,6 +29,8 @@ COMPONENT = "multus-py"
 Stamp = tuple[int, ...]
 REPLY_LIMIT = 64 * 1024 * 1024  # bytes of a reply, or of one line of a watch, that we are ready to read
 CONNECT_LIMIT = 5.0  # seconds for the connection of a watch
+_PACKAGES = ("kubernetes.client.rest", "kubernetes.config", "urllib3.connection", "urllib3.connectionpool")
+_door = threading.Lock()  # held by who imports the packages
 
 
 class Unauthorized(CniError):
@@ -285,7 +288,19 @@ def _left(until: float) -> float:
     return max(until - time.monotonic(), 0.01)
 
 
+def load_packages() -> None:
+    """Import what the requests need, if nobody did: 0.3 s.
+
+    One thread at a time: two that begin with different modules of the package wait for each other, and what the
+    interpreter then does about it leaves one of them with half of the package.
+    """
+    with _door:
+        for name in _PACKAGES:
+            importlib.import_module(name)
+
+
 def _open(kubeconfig: str | None, doing: str, sockets: _Sockets) -> _Session:
+    load_packages()
     from kubernetes.client import Configuration
     from kubernetes.client.rest import RESTClientObject
     from kubernetes.config import ConfigException, load_incluster_config, load_kube_config

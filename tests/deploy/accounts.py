@@ -31,7 +31,7 @@ def rules() -> Rules:
 def asking() -> Rules:
     """Return the rules by which an account asks for a client certificate."""
     found = rendered.objects(DEPLOY / "overlays" / "per-node-certificate")
-    return Rules(found["ClusterRole/multus-py-certificate"]["rules"], [])
+    return Rules(*(found[f"{kind}/multus-py-certificate"]["rules"] for kind in ("ClusterRole", "Role")))
 
 
 @contextmanager

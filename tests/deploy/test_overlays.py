@@ -103,7 +103,7 @@ def test_certificates_are_kept_on_the_node():
 
 
 def test_with_certificates_the_account_may_only_ask_for_them():
-    """The component moves every right from the account to the group, and adds that of asking to both."""
+    """Every right goes from the account to the group; the account may ask for certificates, and tell Events of it."""
     base, here = rendered.objects(BASE), rendered.objects(CERTIFIED)
     account, group = ("ServiceAccount", "multus-py"), ("Group", "system:multus")
     subjects = {
@@ -114,11 +114,16 @@ def test_with_certificates_the_account_may_only_ask_for_them():
         "ClusterRoleBinding/multus-py": {group},
         "RoleBinding/multus-py": {group},
         "ClusterRoleBinding/multus-py-certificate": {account, group},
+        "RoleBinding/multus-py-certificate": {account},
     }
     for name in ("ClusterRole/multus-py", "Role/multus-py"):
         assert here[name]["rules"] == base[name]["rules"]
     (rule,) = here["ClusterRole/multus-py-certificate"]["rules"]
     assert (rule["resources"], sorted(rule["verbs"])) == (["certificatesigningrequests"], ["create", "get"])
+    own = here["Role/multus-py-certificate"]
+    assert {(*rule["resources"], *rule["verbs"]) for rule in own["rules"]} == {("pods", "get"), ("events", "create")}
+    assert own["metadata"]["namespace"] == here["RoleBinding/multus-py-certificate"]["metadata"]["namespace"]
+    assert own["metadata"]["namespace"] == here["DaemonSet"]["metadata"]["namespace"]
 
 
 def test_new_namespaces_can_be_entered():

@@ -169,28 +169,39 @@ def test_a_stranger_is_not_told_anything(setting, tmp_path, caplog):
     assert {"list pods", "list network-attachment-definitions.k8s.cni.cncf.io", "create events"} <= refused
 
 
-def missed_asking(kubeconfig: Path) -> set[str]:
-    """Ask for a client certificate, and look what became of it; return which permissions were missed."""
+def missed_asking(setting: Setting, kubeconfig: Path) -> set[str]:
+    """Ask for a client certificate, look what became of it, and tell so; return which permissions were missed."""
     told: list[str] = []
     connection, wanted = Account(str(kubeconfig)), certificate.draft(NODE)
-    try:
+    live = ApiServer(str(kubeconfig), 20, NODE)
+
+    def submit() -> None:
         for _ in range(2):
             certificate.submit(lambda request: connection.ask(request, time.monotonic() + 20), wanted, 3600)
-    except CniError as error:
-        told.append(str(error))
+
+    def tell() -> None:
+        live.event(live.pod(setting.daemon), "Normal", "CertificateRequested", "a test")
+
+    try:
+        for deed in (submit, tell):
+            try:
+                deed()
+            except CniError as error:
+                told.append(str(error))
     finally:
         connection.close()
+        live.account.close()
     return {found for text in told for found in re.findall(r"allow '([^']+)'", text)}
 
 
 def test_who_may_ask_gets_a_request_through(setting, tmp_path):
-    """With the rules of the component a request is made and read again."""
+    """With the rules of the component a request is made and read again, and an Event of the daemon's pod tells it."""
     with account(setting.cluster, asking(), tmp_path) as kubeconfig:
-        assert missed_asking(kubeconfig) == set()
+        assert missed_asking(setting, kubeconfig) == set()
 
 
 @pytest.mark.parametrize("permission", permissions(asking()))
 def test_no_permission_to_ask_is_too_much(setting, tmp_path, permission):
     """Take one permission away, and that very one is missed."""
     with account(setting.cluster, without(asking(), permission), tmp_path) as kubeconfig:
-        assert missed_asking(kubeconfig) == {permission}
+        assert missed_asking(setting, kubeconfig) == {permission}

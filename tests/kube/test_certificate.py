@@ -74,6 +74,7 @@ class Life:
     folder: Path
     ahead: float = 0.0  # seconds
     told: list[tuple[str, str, str]] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)  # the Events that name a request to approve
 
     def __post_init__(self) -> None:
         self.wanted = NodeCertificate(self.folder, str(self.bootstrap), 3600)
@@ -82,9 +83,16 @@ class Life:
     def begin(self) -> None:
         """Begin anew, as a process does that is started again."""
         clock = Clock(lambda: time.monotonic() + self.ahead, lambda: time.time() + self.ahead)
-        world = World(partial(kubeconfig.read, self.bootstrap), clock, lambda *words: self.told.append(words))
+        world = World(partial(kubeconfig.read, self.bootstrap), clock, self.hear)
         self.keeper = Keeper(self.wanted, self.node, world)
         self.keeper.settle()
+
+    def hear(self, kind: str, reason: str, words: str) -> None:
+        """Note what is told."""
+        if reason == "CertificateRequested":
+            self.asked.append(words)
+        else:
+            self.told.append((kind, reason, words))
 
     def until(self, promise: Callable[[], bool]) -> None:
         """Look, without the pauses in between, until the promise holds."""
@@ -128,6 +136,7 @@ def life(signer: Signing, node: str, tmp_path: Path) -> Life:
 def played(node: str, tmp_path: Path, url: str) -> Life:
     """Return a keeper at a server with a script."""
     path = tmp_path / "bootstrap"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(kubeconfig_text(url, {"token": "first"}))
     return Life(node, path, tmp_path / "certs")
 
@@ -502,6 +511,20 @@ def test_waiting_has_a_bound(node: str, tmp_path: Path, condition: list[Any]) ->
         life.ahead += 3601
         life.keeper.look()
         assert len(life.told) == 2
+
+
+def test_what_to_approve_is_told_at_once(node: str, tmp_path: Path) -> None:
+    """The first look that finds nothing decided tells the words to type, once; what is approved needs no words."""
+    with playing(reply(200, {"status": {}})) as script:
+        life = played(node, tmp_path, script.url)
+        for _ in range(3):
+            life.keeper.look()
+        (words,) = life.asked
+        assert words.endswith(f"kubectl certificate approve {script.seen[-1][1].rpartition('/')[2]}")
+    with playing(reply(200, {"status": {"conditions": [{"type": "Approved", "status": "True"}]}})) as script:
+        life = played(node, tmp_path / "approved", script.url)
+        life.keeper.look()
+        assert life.asked == []
 
 
 def test_a_lost_answer_makes_no_second_request(node: str, tmp_path: Path) -> None:
