@@ -5,6 +5,7 @@ It may be chrooted without anybody else noticing. When the daemon goes, it ends 
 """
 
 import contextlib
+import errno
 import json
 import os
 import select
