@@ -34,6 +34,8 @@ _ROADS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "portMappings": ("portMappings", "", ("portmap",)),
     "bandwidth": ("bandwidth", "", ("bandwidth",)),
 }
+# What an element of an annotation may ask of a network.
+ASKED = (*(capability for capability, _, _ in _ROADS.values()), "deviceID")
 
 
 def of(primary: bool, asked: Selection | None, runtime: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def _matched(wishes: Mapping[int, Wish], given: Sequence[Device]) -> dict[int, D
     for n in wishes:
         match.advance(n, settled)
         settled.add(match.spots[n])
-    return {n: next(each for each in match.fitting[n] if _identity(each) == match.spots[n]) for n in wishes}
+    return {n: next(each for each in match.fitting[n] if identity(each) == match.spots[n]) for n in wishes}
 
 
 class _Match:
@@ -116,7 +116,7 @@ class _Match:
     def __init__(self, wishes: Mapping[int, Wish], given: Sequence[Device]) -> None:
         self.fitting = {n: [device for device in given if wish.fits(device)] for n, wish in wishes.items()}
         self.spots: dict[int, _Spot] = {}
-        self._choices = {n: [_identity(device) for device in found] for n, found in self.fitting.items()}
+        self._choices = {n: [identity(device) for device in found] for n, found in self.fitting.items()}
         self._holders: dict[_Spot, int] = {}
 
     def place(self, n: int, closed: set[_Spot]) -> bool:
@@ -150,7 +150,8 @@ class _Match:
         self._holders[spot], self.spots[n] = n, spot
 
 
-def _identity(device: Device) -> _Spot:
+def identity(device: Device) -> _Spot:
+    """Return what tells a device apart from all others."""
     # A PCI address is one device whatever it is counted as; other ids are words of their resource.
     return ("", device.id.lower()) if is_pci(device.id) else (device.resource, device.id)
 

@@ -427,6 +427,7 @@ def _attachment_to_json(attachment: Attachment) -> dict[str, Any]:
         "capabilities": dict(attachment.capabilities),
         "defaultRoute": None if attachment.default_route is None else [str(gw) for gw in attachment.default_route],
         **({"device": _device_to_json(attachment.device)} if attachment.device else {}),
+        **({"origin": attachment.origin} if attachment.origin else {}),
     }
 
 
@@ -490,6 +491,7 @@ def _attachment_from_json(body: Mapping[str, Any]) -> Attachment:
         capabilities=body["capabilities"],
         default_route=Fields(body, "attachment").addresses("defaultRoute"),
         device=_device_from_json(body["device"]) if "device" in body else None,
+        origin=body.get("origin", ""),
     )
 
 

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from multus_py.selection import Selection
 _LIST = ".conflist"
 CONF_ENDINGS = (".conf", _LIST, ".json")
 _CHAIN_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
+# Who asked for a network: our own config, the pod's annotation, a /delegate request; or another program attached it.
+ORIGINS = PLATFORM, POD, REQUEST, OTHER = ("platform", "pod", "request", "other")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Attachment:
     *name* is how people know it: `<namespace>/<definition>`, or the config's own name when it came from a file.
     *capabilities* is what may become a plugin's runtimeConfig; *default_route* None: nothing said, (): keep what the
     delegate sets, else one gateway per family. *device* is the one that belongs to it; the config names it already.
+    *origin* is who asked for it, one of `ORIGINS`; "" when an earlier build wrote it down.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Attachment:
     capabilities: Mapping[str, Any] = field(default_factory=dict)
     default_route: tuple[Address, ...] | None = None
     device: Device | None = None
+    origin: str = ""
 
     def __str__(self) -> str:
         return f"network {self.name} as {self.ifname}"
@@ -109,7 +114,37 @@ def one_more(conf: Conflist, choice: Selection, call: Call, config: MultusConfig
     name = f"{choice.namespace}/{choice.name}" if choice.namespace else conf.name
     if call.verb == "ADD":
         capabilities.refuse_unheard(name, conf, choice)
-    return _attach(1, Network(name, replace(conf, plugins=plugins), choice), call, config, pod)
+    decided = _attach(1, Network(name, replace(conf, plugins=plugins), choice), call, config, pod)
+    return replace(decided, origin=REQUEST)
+
+
+def beside(
+    there: Sequence[Attachment],
+    choice: Selection,
+    call: Call,
+    pod: Pod,
+    *,
+    sources: "Sources",
+    given: Sequence[devices.Source],
+) -> Attachment:
+    """Return the attachment of one network that a running pod asks for, beside those that are *there*.
+
+    *choice* names its interface. Its device is one that the pod was *given* and that none of those has.
+    """
+    network = sources.selected(choice, pod.namespace)
+    capabilities.refuse_unheard(network.name, network.conflist, choice)
+    wish = _wish(network)
+    (device,) = devices.assign([wish], [partial(_left_over, source, there) for source in given])
+    decided = _attach(1, network, call, sources.config, pod, device=device)
+    _refuse_rival_gateways((*there, decided))
+    return decided
+
+
+def _left_over(source: devices.Source, there: Sequence[Attachment]) -> list[Device]:
+    """Return the devices of a source that no attachment has."""
+    held = {devices.identity(attachment.device) for attachment in there if attachment.device}
+    named = {attachment.capabilities.get("deviceID") for attachment in there if not attachment.device}
+    return [device for device in source() if devices.identity(device) not in held and device.id not in named]
 
 
 @dataclass(frozen=True)
@@ -396,14 +431,8 @@ def _attach(
         capabilities=told,
         default_route=asked.default_route if asked else None,
         device=device,
+        origin=POD if asked and n else PLATFORM,
     )
-
-
-def renamed(attachment: Attachment, ifname: str, call: Call, config: MultusConfig) -> Attachment:
-    """Return the same attachment under another interface name, and with the file that goes by it."""
-    told = attachment.capabilities
-    file = _device_file(attachment.name, ifname, call, config) if device_info.CAPABILITY in told else {}
-    return replace(attachment, ifname=ifname, capabilities={**told, **file})
 
 
 def _device_file(name: str, ifname: str, call: Call, config: MultusConfig) -> dict[str, str]:

@@ -40,7 +40,7 @@ def add(call: Call, node: Node) -> dict[str, Any]:
         _event(node, pod, "Warning", reason, str(error))
         raise error.while_(str(pod.ref)) if pod else error from error
     for attachment, result in told:
-        _event(node, pod, "Normal", "AddedInterface", _added(attachment, result))
+        _event(node, pod, "Normal", "AddedInterface", added(attachment, result))
     return answer
 
 
@@ -199,7 +199,8 @@ def _failed(failure: Failure) -> str:
     return f"{failure.attachment} did not come to be and could not be cleaned up, it is tried again: {failure.reason}"
 
 
-def _added(attachment: Attachment, result: Result) -> str:
+def added(attachment: Attachment, result: Result) -> str:
+    """Return what the Event of an attached network says."""
     addresses = " ".join(ip.address.with_prefixlen for ip in result.ips)
     return f"Add {attachment.ifname} [{addresses}] from {attachment.name}"
 

@@ -4,14 +4,14 @@
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from multus_py import config as configs
 from multus_py import plan, teardown, verbs
-from multus_py.agent import hotplug, reconciler
+from multus_py.agent import hotplug
 from multus_py.agent.api import NotReady
 from multus_py.agent.config import DaemonConfig
 from multus_py.agent.lanes import Lanes
@@ -24,13 +24,37 @@ from multus_py.cni import result as results
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
 from multus_py.executables import Executables
-from multus_py.journal import Entry, Journal, complete
-from multus_py.kube.store import NETWORKS, KubeStore, NotFound, Pod
+from multus_py.journal import Journal, complete
+from multus_py.kube.store import KubeStore, NotFound, Pod
 from multus_py.node import Node
 from multus_py.plugins import Plugins
 from multus_py.result_cache import ResultCache
 
 log = logging.getLogger("multus_py")
+
+_ENDED_KEPT = 4096  # the pods that a node ends in an hour, at the very most
+
+
+class Ended:
+    """The sandboxes whose DEL came and no ADD after it: the newest `_ENDED_KEPT` of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._containers: dict[str, None] = {}
+
+    def note(self, call: Call) -> None:
+        """Note a DEL or an ADD that begins."""
+        if call.verb not in ("ADD", "DEL"):
+            return
+        with self._lock:
+            self._containers.pop(call.container_id, None)
+            if call.verb == "DEL":
+                self._containers[call.container_id] = None
+                if len(self._containers) > _ENDED_KEPT:
+                    del self._containers[next(iter(self._containers))]
+
+    def __contains__(self, container_id: str) -> bool:
+        return container_id in self._containers
 
 
 @dataclass
@@ -49,6 +73,7 @@ class Service:
     serving: threading.Event = field(default_factory=threading.Event)
     network: Mapping[str, str] = field(default_factory=dict)
     obstacle: str = ""
+    _ended: Ended = field(default_factory=Ended)
 
     def ready(self) -> bool:
         """Tell whether ADD, CHECK, STATUS and GC are served."""
@@ -63,6 +88,7 @@ class Service:
         if call.verb == "VERSION":
             return None
         self._refuse_unready(call.verb)
+        self._ended.note(call)
         node, call = self.node(call)
         return self.lanes.run(call, partial(verbs.STORIES[call.verb], call, node))
 
@@ -83,16 +109,28 @@ class Service:
             raise CniError(Code.INVALID_ENVIRONMENT, "/delegate has no GC")
         pod = self._pod(call) if call.verb in ("ADD", "DEL") else None
         attachment = hotplug.wanted(call, asked, node, pod)
+        adopt = partial(self._may_adopt, call, pod)
         if call.verb == "ADD":
-            return results.write(hotplug.plug(attachment, call, node, pod), call.version)
+            return results.write(hotplug.plug(attachment, call, node, pod, adopt), call.version)
         if call.verb == "DEL":
-            if not hotplug.unplug(call.ifname, call, node, pod):
+            if not self._unplugged(call, node, pod, adopt):
                 teardown.detach(attachment, complete(attachment), call, node)
         elif call.verb == "CHECK":
             node.chain.check(attachment, call)
         else:
             node.chain.status(attachment, call)
         return None
+
+    @staticmethod
+    def _unplugged(call: Call, node: Node, pod: Pod | None, adopt: Callable[[], bool]) -> bool:
+        try:
+            return hotplug.unplug(call.ifname, call, node, pod, adopt)
+        except hotplug.Gone:
+            return False
+
+    def _may_adopt(self, call: Call, pod: Pod | None) -> bool:
+        """Tell whether a sandbox without a page is one that another program attached, and not one that is gone."""
+        return call.container_id not in self._ended and not (pod and pod.deleted)
 
     def replay(self, tombstone: Tombstone) -> None:
         """Make up for one DEL, unless its sandbox was attached anew since: some runtimes use a container id again."""
@@ -131,31 +169,6 @@ class Service:
         """Return the node that the daemon's file alone describes: for work that no runtime asked for."""
         return self.node(Call("STATUS", config={"cniVersion": "1.1.0", "name": "multus-py"}))[0]
 
-    def pod_changed(self, old: Pod | None, new: Pod | None) -> None:
-        """Attach and detach when a running pod's networks annotation changed."""
-        if not self.config.dynamic_attachments or new is None or new.deleted or old is None:
-            return
-        if old.uid != new.uid or old.annotations.get(NETWORKS) == new.annotations.get(NETWORKS):
-            return
-        node = self.own_node()
-        try:
-            change = hotplug.follow(new, node, partial(_call_for, node=node))
-        except CniError as error:
-            log.warning("pod %s: its networks cannot be changed: %s", new.ref, error)
-            self._event(new, "Warning", "FailedAttach", str(error))
-            return
-        for attachment in change.plug:
-            self._event(new, "Normal", "AddedInterface", f"Add {attachment.ifname} from {attachment.name}")
-        for attachment in change.unplug:
-            self._event(new, "Normal", "RemovedInterface", f"Remove {attachment.ifname} from {attachment.name}")
-
-    def _event(self, pod: Pod, kind: Any, reason: str, message: str) -> None:
-        try:
-            if self.store:
-                self.store.event(pod, kind, reason, message)
-        except CniError as error:
-            log.warning("event %s of pod %s was not told: %s", reason, pod.ref, error)
-
     def _pod(self, call: Call) -> Pod | None:
         ref = plan.pod_ref(call)
         if ref is None or self.store is None:
@@ -188,7 +201,3 @@ class Service:
         finally:
             self.metrics.answered(path, verb if verb in calls.VERBS else "?", code, time.monotonic() - started)
         return done
-
-
-def _call_for(entry: Entry, node: Node) -> Call:
-    return reconciler.call_for(entry, "ADD", node)

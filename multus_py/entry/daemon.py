@@ -19,6 +19,7 @@ from multus_py.agent import api
 from multus_py.agent import config as daemon_config
 from multus_py.agent.config import DaemonConfig
 from multus_py.agent.default_network import Clock, Found
+from multus_py.agent.dynamic_attachments import DynamicAttachments
 from multus_py.agent.follower import Ears, Follower, Place
 from multus_py.agent.lanes import Lanes
 from multus_py.agent.metrics import Metrics
@@ -31,7 +32,7 @@ from multus_py.cni.errors import CniError, Code
 from multus_py.config import MultusConfig
 from multus_py.entry import install
 from multus_py.entry.signals import Signals
-from multus_py.kube.store import KubeStore, Pod, PodRef
+from multus_py.kube.store import KubeStore, PodRef
 from multus_py.nodeconf import executable, ours
 
 if TYPE_CHECKING:
@@ -100,6 +101,9 @@ class Daemon:
             lambda kind: self._metrics.repairs.labels(kind).inc(),
             config.self_heal,
         )
+        self._dynamic = DynamicAttachments(
+            self._service.own_node, lambda: self._service.config.dynamic_attachments, self._service.ready, lanes.run
+        )
         self._seen = _stamp(path)
         self._follower = Follower(
             _place(config), Ears(self._followed, self._happened), Clock(time.monotonic, time.time)
@@ -120,8 +124,11 @@ class Daemon:
             self._keeper.settle()
             self._keeping = self._thread(partial(self._keep_certificate, self._keeper), "certificate")
         if start := getattr(self._store, "start", None):
-            self._store.subscribe(self._changed)  # type: ignore[union-attr]
+            self._store.subscribe(  # type: ignore[union-attr]
+                self._dynamic.pod_changed, self._dynamic.definition_changed
+            )
             start()
+        self._dynamic.queue.start()
         self._look()
         self._following = self._thread(self._follow_folder, "conf folder")
         self._thread(self._look_after, "reconciler")
@@ -135,6 +142,7 @@ class Daemon:
         self._over.set()
         config = self._service.config
         self._service.serving.clear()
+        self._dynamic.queue.close()
         self._following.join(_LAST_WORDS)  # it should not write over what the next daemon wrote
         log.info("told to end: %d calls under way", self._service.lanes.under_way)
         drained = self._service.lanes.drain(config.drain_timeout)
@@ -157,6 +165,7 @@ class Daemon:
         if ready() and not self._service.serving.is_set():
             log.info("ready")
             self._service.serving.set()
+            self._dynamic.look_at_all()
 
     def _follow_config(self, *, again: bool) -> None:
         """Read the file when it changed, or *again* as SIGHUP asks for; what cannot be read changes nothing."""
@@ -173,6 +182,7 @@ class Daemon:
             return
         self._service.config = config
         self._reconciler.heal = config.self_heal
+        self._dynamic.config_changed()
         log.info("config read again from %s", self._path)
 
     def _look_after(self) -> None:
@@ -190,6 +200,7 @@ class Daemon:
                 return
 
     def _round(self) -> None:
+        self._dynamic.look_at_all()
         node = self._service.own_node()
         self._reconciler.release_dead(node)
         if self._service.ready() and (here := getattr(self._store, "pods_here", None)):
@@ -204,11 +215,6 @@ class Daemon:
             except Exception:
                 log.exception("the client certificate met something that nobody expected; it goes on")
                 pause = _CALM
-
-    def _changed(self, old: Pod | None, new: Pod | None) -> None:
-        """Follow a pod on a thread of its own: the watch goes on meanwhile."""
-        if self._service.config.dynamic_attachments:
-            self._thread(lambda: self._service.pod_changed(old, new), "follow pod")
 
     def _show(self, config: DaemonConfig) -> None:
         node = self._service.own_node()
@@ -345,9 +351,9 @@ def _store(config: DaemonConfig) -> KubeStore | None:
     """Return the store: a folder of manifests, or copies of what the API server holds for this node."""
     settings = configs.parse({"name": "multus-py", **config.overlay})
     if settings.manifests:
-        from multus_py.kube.manifests import Manifests
+        from multus_py.kube.polled import Polled
 
-        return Manifests(Path(settings.manifests), settings.cni_dir / "pods")
+        return Polled(Path(settings.manifests), settings.cni_dir / "pods")
     kubeconfig = _kubeconfig(config, settings)
     if kubeconfig or os.environ.get("KUBERNETES_SERVICE_HOST"):
         from multus_py.kube.watched import Watched

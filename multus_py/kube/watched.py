@@ -11,11 +11,11 @@ from multus_py.kube.apiserver import ApiServer
 from multus_py.kube.follow import Follower, Tempo
 from multus_py.kube.outbox import Outbox
 from multus_py.kube.store import Device, NetworkDefinition, Pod, PodRef, Unavailable
+from multus_py.kube.subscribers import Subscribers
 
 log = logging.getLogger("multus_py")
 
 FAREWELL = 1.0  # seconds for the last Events, and again for the threads, when the store is closed
-Subscriber = Callable[[Pod | None, Pod | None], None]
 
 
 class Watched:
@@ -37,10 +37,11 @@ class Watched:
         tempo = tempo or Tempo()
         self._live = ApiServer(kubeconfig, deadline, node, now)
         self._node = node
-        self._subscribers: list[Subscriber] = []
+        self._pod_subscribers: Subscribers[Pod] = Subscribers("pods of this node")
+        self._definition_subscribers: Subscribers[NetworkDefinition] = Subscribers("definitions")
         account = self._live.account
         self._pods = Follower(account, objects.pods_of(node), tempo, self._pod_changed)
-        self._definitions = Follower(account, objects.all_definitions(), tempo)
+        self._definitions = Follower(account, objects.all_definitions(), tempo, self._definition_subscribers.tell)
         self.events = Outbox(self._live.tell)
 
     def start(self) -> None:
@@ -73,14 +74,20 @@ class Watched:
         """Return when our API token expires, in Unix seconds; 0 when it never does or is not known."""
         return self._live.account.expiry()
 
-    def subscribe(self, callback: Subscriber) -> None:
-        """Have *callback* told (old, new) of each change of a pod of this node; None stands for absence.
+    def subscribe(
+        self,
+        pods: Callable[[Pod | None, Pod | None], None],
+        definitions: Callable[[NetworkDefinition | None, NetworkDefinition | None], None] | None = None,
+    ) -> None:
+        """Have *pods* told (old, new) of each change of a pod of this node, *definitions* of each of a definition.
 
-        It runs on the thread of the watch, which waits for it; what it raises is logged. A pod that was replaced by one
-        of the same name goes before the other comes. Pods that are there already are told of when they are listed, so
-        subscribe before `start`.
+        None stands for absence. They run on the threads of the watches, which wait; what they raise is logged. A pod
+        that was replaced by one of the same name goes before the other comes. What is there already is told of when it
+        is listed, so subscribe before `start`.
         """
-        self._subscribers.append(callback)
+        self._pod_subscribers.add(pods)
+        if definitions:
+            self._definition_subscribers.add(definitions)
 
     def pod(self, ref: PodRef) -> Pod:
         """Return the pod: the copy's when it has the uid that is asked for, else as the API server has it now."""
@@ -140,13 +147,6 @@ class Watched:
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if old and new and old.uid != new.uid:
-            self._tell(old, None)
+            self._pod_subscribers.tell(old, None)
             old = None
-        self._tell(old, new)
-
-    def _tell(self, old: Pod | None, new: Pod | None) -> None:
-        for each in self._subscribers:
-            try:
-                each(old, new)
-            except Exception:  # one that fails must neither stop the watch nor the others
-                log.exception("a subscriber to the pods of this node failed")
+        self._pod_subscribers.tell(old, new)

@@ -51,3 +51,11 @@ def leftovers():
         return links + ipam + left + running.spooled()
 
     return look
+
+
+@pytest.fixture
+def attached(running):
+    """A pod with eth0, net1 (b) and net2 (m), attached without a daemon."""
+    netlink.visit(running.host, lambda: running.stage.run("ADD", "p"))
+    yield running
+    netlink.visit(running.host, lambda: running.stage.run("DEL", "p"))

@@ -188,6 +188,23 @@ def test_changes_are_followed_and_told(connect: Connect) -> None:
         lines.put(hold)
 
 
+def test_changes_of_definitions_are_told(connect: Connect) -> None:
+    """Who waits for a definition hears of it when the copy has it."""
+    lines: SimpleQueue[object] = SimpleQueue()
+    told: SimpleQueue[tuple[str, str]] = SimpleQueue()
+    with playing(routed(watch_definitions=[fed(lines)])) as script:
+        store = connect(script)
+        store.subscribe(
+            lambda old, new: None, lambda old, new: told.put((old.config if old else "-", new.config if new else "-"))
+        )
+        started(store)
+        for line in (event("ADDED", definition("late", "{1}", 2)), event("MODIFIED", definition("late", "{2}", 3))):
+            lines.put(line)
+        lines.put(event("DELETED", definition("late", "{2}", 4)))
+        assert [("-", "{1}"), ("{1}", "{2}"), ("{2}", "-")] == [told.get(timeout=5) for _ in range(3)]
+        lines.put(hold)
+
+
 def test_a_subscriber_that_fails_disturbs_nobody(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
     """Its error is logged; the next subscriber and the watch go on."""
     told: SimpleQueue[Pod | None] = SimpleQueue()
