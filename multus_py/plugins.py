@@ -80,16 +80,18 @@ class Plugins:
             return self._native(chosen, plugin_type, call)
         said = self._execute(plugin_type, chosen, call)
         if call.verb == "DEL":
-            self._release_skipped(call)
+            self._release_skipped(plugin_type, call)
         return said
 
-    def _release_skipped(self, call: Call) -> None:
+    def _release_skipped(self, plugin_type: str, call: Call) -> None:
         """Give the addresses back of an interface whose namespace is gone: some executables then confirm at once.
 
         Which IPAM plugin it was is in the config; one that is neither ours nor on CNI_PATH is that plugin's own.
         """
         ipam = call.config.get("ipam")
         if not isinstance(ipam, Mapping) or not ipam.get("type") or (call.netns and os.path.exists(call.netns)):  # noqa: PTH110
+            return
+        if ipam["type"] == plugin_type:  # the IPAM plugin itself, which was asked with the same config
             return
         try:
             self.choose(ipam["type"], call)

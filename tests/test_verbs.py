@@ -314,3 +314,12 @@ def test_two_calls_for_one_sandbox_wait_for_each_other(stage):
     stage.run("DEL", "p")
     adding.join()
     assert [] == stage.left()
+
+
+def test_an_ipam_executable_is_asked_once_when_the_namespace_is_gone(stage):
+    """It gets the config of the interface's plugin, and its own DEL is no reason to ask it again."""
+    stage.plugins.plugin("pool")
+    stage.definition("x", {"cniVersion": "1.0.0", "name": "xnet", "type": "extra", "ipam": {"type": "pool"}})
+    stage.run("ADD", "p")
+    stage.run("DEL", "p", netns="")
+    assert (1, []) == (len(stage.plugins.calls("pool", "DEL")), stage.left())
