@@ -236,7 +236,7 @@ def test_one_that_hangs_is_ended_and_replaced(tmp_path):
 
 def test_a_full_line_is_not_waited_for(tmp_path):
     """What stopped processes leave no room for is done by the caller at once, not after the time of an executable."""
-    line = Line(tmp_path, seconds=2.0)
+    line = Line(tmp_path, seconds=8.0)
     large = {**STATIC, "_comment": "x" * 60_000}
     with ThreadPoolExecutor(8) as pool:
         try:
@@ -244,7 +244,7 @@ def test_a_full_line_is_not_waited_for(tmp_path):
             (worker,) = line.started()
             os.kill(worker, signal.SIGSTOP)
             asked = [pool.submit(line.add, large) for _ in range(8)]
-            until(lambda: [one for one in asked if one.done()], seconds=1)
+            until(lambda: [one for one in asked if one.done()], seconds=7)
             assert {one.result() for one in asked if one.done()} == {None}
             codes = [one.exception().code for one in asked if one.exception()]
             assert len(codes) >= 2
