@@ -143,7 +143,7 @@ class _Line:
         self._send({"id": number, "kill": True}, [])
         if not _told_within(exit_told, time.monotonic() + self._patience):
             self._waiting.pop(number, None)
-            self.answer({"find": []})  # raises when it is the process that hangs
+            self.answer({"find": "", "in": []})  # raises when it is the process that hangs
 
     def close(self) -> None:
         """End the process and everything that it started."""

@@ -4,6 +4,7 @@
 import os
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,7 @@ def test_no_line_is_inherited_by_the_others(tmp_path):
 
     def run(one):
         gate.wait()
-        one.find("x", ())
+        one.find("x", ("/nowhere",))
         gate.wait(40)
         try:
             one.run(slow, {}, b"", 25)
@@ -166,11 +167,11 @@ def stop_it():
 def test_a_process_that_hangs_is_ended_and_replaced(tmp_path):
     """Whoever asks one that is stopped gets code 11 within its patience; it is ended with what it started."""
     spawner = Spawner(patience=1)
-    spawner.find("x", ())
+    spawner.find("x", ("/nowhere",))
     hanging = stop_it()
     started = time.monotonic()
     with pytest.raises(CniError, match="did not answer within 1 s and was ended") as caught:
-        spawner.find("x", ())
+        spawner.find("x", ("/nowhere",))
     assert (11, True) == (caught.value.code, time.monotonic() - started < 4)
     until(lambda: not _alive(hanging))
     assert spawner.find("sh", ("/bin",)) == Path("/bin/sh")
@@ -200,10 +201,22 @@ def test_an_executable_of_a_process_that_hangs_is_ended(tmp_path):
     spawner.close()
 
 
+def test_what_the_kernel_does_not_let_end_is_left_behind():
+    """An executable of whose end nobody is told keeps its caller no longer than the patience, and the process stays."""
+    spawner = Spawner(patience=1)
+    spawner.find("x", ("/nowhere",))
+    before = spawners()
+    line = spawner._line
+    line.kill(12345, Future())
+    spawner.find("x", ("/nowhere",))
+    assert (before, line) == (spawners(), spawner._line)
+    spawner.close()
+
+
 def test_the_end_does_not_wait_for_one_that_hangs(tmp_path):
     """Close ends a stopped process, too."""
     spawner = Spawner()
-    spawner.find("x", ())
+    spawner.find("x", ("/nowhere",))
     hanging = stop_it()
     started = time.monotonic()
     spawner.close()
@@ -230,11 +243,11 @@ def test_an_executable_that_is_busy_keeps_nobody_else_waiting(tmp_path):
     busy.chmod(0o755)
     with busy.open("ab"):
         waiting = threading.Thread(target=lambda: spawner.run(busy, {}, b"", 20), daemon=True)
-        spawner.find("x", ())
+        spawner.find("x", ("/nowhere",))
         waiting.start()
         time.sleep(0.2)
         started = time.monotonic()
-        spawner.find("x", ())
+        spawner.find("x", ("/nowhere",))
         assert time.monotonic() - started < 0.3
     waiting.join(10)
     assert not waiting.is_alive()
