@@ -77,7 +77,7 @@ def parse(call: Call) -> Config:
     config = Config(
         bridge=names.interface(fields.text("bridge") or "cni0", "bridge: 'bridge'", Code.INVALID_CONFIG),
         mtu=_mtu(fields),
-        mac=requested.mac(call, requested.cni_args(call).text("mac"), requested.cni_arg_mac(call)),
+        mac=requested.mac(call, ("args.cni: 'mac'", requested.cni_args(call).text("mac")), requested.cni_arg_mac(call)),
         ipam=configure.ipam_type(call),
         dns=results.read({"dns": call.config.get("dns")}, "1.0.0").dns,
         is_gateway=fields.flag("isGateway") or fields.flag("isDefaultGateway"),

@@ -56,7 +56,7 @@ def parse(call: Call) -> Config:
         master=names.interface(master, "macvlan: 'master'", Code.INVALID_CONFIG) if master else "",
         mode=mode,
         mtu=fields.number("mtu"),
-        mac=requested.mac(call, requested.cni_arg_mac(call), fields.text("mac")),
+        mac=requested.mac(call, requested.cni_arg_mac(call), ("macvlan: 'mac'", fields.text("mac"))),
         queue=queue or None,
         inside=fields.flag("linkInContainer"),
         ipam=configure.ipam_type(call),

@@ -46,21 +46,31 @@ def cni_args(call: Call) -> Fields:
     return Fields(Fields(Fields(call.config, "config").table("args"), "args").table("cni"), "args.cni")
 
 
-def mac(call: Call, *less: str) -> str:
+Asked = tuple[str, str]  # where something is asked for, and what
+
+
+def mac(call: Call, *less: Asked) -> str:
     """Return the hardware address that is asked for, colons between bytes: runtimeConfig's, else the first of *less*.
 
-    "" when nobody asks for one; code 7 for what is none.
+    "" when nobody asks for one; code 7 names the place of what no interface can have.
     """
-    wanted = next((text for text in (runtime(call).text("mac"), *less) if text), "")
+    asked = (("runtimeConfig: 'mac'", runtime(call).text("mac")), *less)
+    where, wanted = next((one for one in asked if one[1]), ("", ""))
     if not wanted:
         return ""
     if not _MAC.fullmatch(wanted.lower()):
-        raise CniError(
-            Code.INVALID_CONFIG, f"{wanted!r:.80} is not a hardware address", "six bytes, such as 02:00:00:00:00:01"
-        )
-    return bytes.fromhex(re.sub("[-:.]", "", wanted)).hex(":")
+        raise _no_mac(f"{where}: {wanted!r:.80} is not a hardware address")
+    octets = bytes.fromhex(re.sub("[-:.]", "", wanted))
+    if octets[0] & 1 or not any(octets):  # the kernel's is_valid_ether_addr
+        what = "a multicast address: it stands for a group" if octets[0] & 1 else "zero: it stands for nobody"
+        raise _no_mac(f"{where}: {wanted} is {what}")
+    return octets.hex(":")
 
 
-def cni_arg_mac(call: Call) -> str:
-    """Return MAC of CNI_ARGS, "" when it is absent."""
-    return call.arg("MAC")
+def _no_mac(why: str) -> CniError:
+    return CniError(Code.INVALID_CONFIG, why, "six bytes, the first one even, such as 02:00:00:00:00:01")
+
+
+def cni_arg_mac(call: Call) -> Asked:
+    """Return MAC of CNI_ARGS, empty when it is absent."""
+    return "CNI_ARGS: MAC", call.arg("MAC")

@@ -83,7 +83,7 @@ def parse(call: Call) -> Config:
         device=device,
         data_dir=fields.text("dataDir") or DATA_DIR,
         vlan=_vlan(fields),
-        mac=requested.mac(call, requested.cni_arg_mac(call), fields.text("mac")),
+        mac=requested.mac(call, requested.cni_arg_mac(call), ("sriov: 'mac'", fields.text("mac"))),
         spoofchk=_switch(fields, "spoofchk"),
         trust=_switch(fields, "trust"),
         link_state=link_state or None,

@@ -4,12 +4,12 @@
 Keys are found as Go's decoder finds them: the exact spelling first, then without regard to case.
 """
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+from multus_py.cni.addresses import read_address
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Address
 
@@ -121,6 +121,6 @@ class Fields:
         """Return a list of IP addresses without prefix, None when it is absent."""
         value = self.texts(key)
         try:
-            return None if value is None else tuple(ipaddress.ip_address(item) for item in value)
+            return None if value is None else tuple(read_address(item) for item in value)
         except ValueError as cause:
             raise self.wrong(key, "a list of IP addresses") from cause

@@ -59,7 +59,7 @@ def parse(call: Call) -> Config:
         network=names.network(call.config.get("name"), "host-local: name"),
         sets=sets,
         wanted=_wanted(call),
-        routes=results.read({"routes": fields.get("routes")}, "1.1.0").routes,
+        routes=ranges.written(fields)[0],
         resolv_conf=fields.text("resolvConf"),
     )
 

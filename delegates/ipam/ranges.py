@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from multus_py.cni.addresses import read_address, read_interface
+from multus_py.cni.addresses import read_address, read_cidr
 from multus_py.cni.errors import CniError, Code
-from multus_py.cni.result import Address, Cidr, Network
+from multus_py.cni.result import DNS, Address, Cidr, Network, Route, Unreadable
+from multus_py.cni.result import read as read_result
 from multus_py.fields import Fields
 
 
@@ -45,15 +46,10 @@ class Candidate:
     gateway: Address
 
 
-def _without_zone(text: str) -> str:
-    """Return *text*, "" when it names a zone ("fe80::1%eth0"), which may be any text and which no plugin reads."""
-    return "" if "%" in text else text
-
-
 def address(text: str, what: str) -> Address:
     """Read an address; an IPv4 one in IPv6 clothes (`::ffff:192.0.2.1`) is an IPv4 one, as Go has it."""
     try:
-        read = read_address(_without_zone(text))
+        read = read_address(text)
     except ValueError as cause:
         raise CniError(Code.INVALID_CONFIG, f"{what}: cannot understand ip {text!r:.80}", "an address") from cause
     return _plain(read)
@@ -62,7 +58,7 @@ def address(text: str, what: str) -> Address:
 def cidr(text: str, what: str) -> Cidr:
     """Read an address with its prefix length."""
     try:
-        read = read_interface(_without_zone(text) if "/" in text else "")
+        read = read_cidr(text)
     except ValueError as cause:
         raise CniError(
             Code.INVALID_CONFIG, f"{what}: {text!r:.80} is not in CIDR notation", "an address and its prefix length"
@@ -70,6 +66,17 @@ def cidr(text: str, what: str) -> Cidr:
     if read.version == 6 and read.network.prefixlen >= 96 and (mapped := read.ip.ipv4_mapped):
         return ipaddress.ip_interface((mapped, read.network.prefixlen - 96))
     return read
+
+
+def written(ipam: Fields) -> tuple[tuple[Route, ...], DNS]:
+    """Return the routes and the name servers that an `ipam` object names; code 7 says which key is wrong."""
+    try:
+        said = read_result({"routes": ipam.get("routes"), "dns": ipam.get("dns")}, "1.1.0")
+    except Unreadable as cause:
+        raise CniError(
+            Code.INVALID_CONFIG, f"{ipam.where}: {cause.why}", "a network is '<address>/<length>', 0.0.0.0/0 is all"
+        ) from cause
+    return said.routes, said.dns
 
 
 def read(body: Mapping[str, Any], where: str) -> Range:

@@ -43,8 +43,7 @@ def parse(call: Call) -> Config:
             f"CNI version {call.version} does not support more than 1 address per family",
             "use cniVersion 0.3.0 or newer",
         )
-    said = results.read({"routes": ipam.get("routes"), "dns": ipam.get("dns")}, "1.1.0")
-    return Config(ips, said.routes, said.dns)
+    return Config(ips, *ranges.written(ipam))
 
 
 def add(request: Request) -> Result:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from multus_py.cni import versions
-from multus_py.cni.addresses import read_address, read_interface, read_network
+from multus_py.cni.addresses import read_address, read_cidr
 from multus_py.cni.errors import CniError, Code
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -98,8 +98,16 @@ class Result:
     extra: Extra = field(default_factory=dict, compare=False)
 
 
+class Unreadable(CniError):
+    """A result that cannot be read; *why* names the key that is wrong."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(Code.DECODE, f"result: {why}")
+        self.why = why
+
+
 def read(body: Mapping[str, Any], version: str | None = None) -> Result:
-    """Read a result; *version* is the dialect of a body that names none. Code 6 says which key is wrong."""
+    """Read a result; *version* is the dialect of a body that names none. `Unreadable` says which key is wrong."""
     return _DIALECTS[versions.known(body.get("cniVersion") or version)].read(body)
 
 
@@ -172,7 +180,9 @@ def _route_body(item: Route, version: str) -> dict[str, Any]:
     body: dict[str, Any] = {"dst": str(item.dst)}
     if item.gw is not None:
         body["gw"] = str(item.gw)
-    if versions.at_least(version, "1.1.0"):
+    # The specification has them from 1.1.0 on; the reference plugins say them in every version that has `routes`, and
+    # what IPAM wants of a route must reach the plugin that adds it.
+    if versions.at_least(version, "0.3.0"):
         numbers = {"mtu": item.mtu, "advmss": item.advmss, "priority": item.priority}
         body |= {key: value for key, value in numbers.items() if value}
         body |= {key: value for key, value in {"table": item.table, "scope": item.scope}.items() if value is not None}
@@ -229,8 +239,8 @@ _DIALECTS = {version: _PAIR if version in ("0.1.0", "0.2.0") else _PLAIN for ver
 # --- single values ---------------------------------------------------------------------------------------------------
 
 
-def _wrong(where: str, why: str) -> CniError:
-    return CniError(Code.DECODE, f"result: {where} {why}")
+def _wrong(where: str, why: str) -> Unreadable:
+    return Unreadable(f"{where} {why}")
 
 
 def _objects(body: Mapping[str, Any], key: str, where: str = "") -> list[Mapping[str, Any]]:
@@ -333,10 +343,7 @@ def _parsed(value: object, where: str, read_as: Callable[[str], T], wanted: str)
 
 
 def _cidr(value: object, where: str) -> Cidr:
-    found = _parsed(value, where, read_interface, "an address with its prefix length")
-    if "/" not in str(value):
-        raise _wrong(where, f"must be an address with its prefix length, it is {value!r}")
-    return found
+    return _parsed(value, where, read_cidr, "an address with its prefix length")
 
 
 def _address(value: object, where: str) -> Address | None:
@@ -345,7 +352,7 @@ def _address(value: object, where: str) -> Address | None:
 
 
 def _network(value: object, where: str) -> Network:
-    return _parsed(value, where, read_network, "a network")
+    return _parsed(value, where, read_cidr, "a network with its prefix length, such as 0.0.0.0/0").network
 
 
 def without_defaults(result: Result, families: frozenset[int]) -> Result:
