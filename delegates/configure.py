@@ -2,7 +2,8 @@
 """An interface in the pod gets what IPAM gave, and is compared with it later; IPAM itself is asked here too."""
 
 import errno
-from collections.abc import Iterable
+import ipaddress
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from multus_py import netlink
 from multus_py.cni.call import Call
 from multus_py.cni.delegate import Request
 from multus_py.cni.errors import CniError, Code
-from multus_py.cni.result import IP, Address, Result, Route
+from multus_py.cni.result import IP, Address, Network, Result, Route
 from multus_py.cni.result import read as read_result
 from multus_py.fields import Fields
 from multus_py.netlink import Link, Netlink
@@ -55,9 +56,13 @@ def configure(kernel: Netlink, link: Link, ips: Iterable[IP], routes: Iterable[R
         kernel.add_address(link.index, ip.address)
     kernel.set_link(link.index, up=True)
     _await_unique(kernel, link, given)
-    gateways: dict[int, Address] = {ip.gateway.version: ip.gateway for ip in reversed(given) if ip.gateway}
-    for route in routes:
-        kernel.add_route(_kernel_route(route, link.index, gateways))
+    for route in _in_order(given, routes, link.index):
+        try:
+            kernel.add_route(route)
+        except netlink.NetlinkError as trouble:
+            if route.gateway is None or trouble.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+                raise
+            raise _unreachable(link, route, route.gateway, given) from trouble
 
 
 def verify(kernel: Netlink, link: Link, promised: Result) -> None:
@@ -74,7 +79,8 @@ def verify(kernel: Netlink, link: Link, promised: Result) -> None:
     ]
     destinations = {dst for dst, _ in found}
     for route in promised.routes:
-        if route.dst not in destinations or (route.gw and (route.dst, route.gw) not in found):
+        via = None if route.gw and route.gw.is_unspecified else route.gw
+        if route.dst not in destinations or (via and (route.dst, via) not in found):
             raise _broken(link.name, f"has no route to {route.dst}{f' via {route.gw}' if route.gw else ''}")
 
 
@@ -157,14 +163,43 @@ def _await_unique(kernel: Netlink, link: Link, given: tuple[IP, ...]) -> None:
         )
 
 
-def _kernel_route(route: Route, ifindex: int, gateways: dict[int, Address]) -> netlink.Route:
+def _in_order(given: Sequence[IP], routes: Iterable[Route], ifindex: int) -> list[netlink.Route]:
+    """Return the routes for the kernel: it takes one through a gateway only where one leads to the gateway already."""
+    own: dict[int, Address] = {ip.gateway.version: ip.gateway for ip in reversed(given) if ip.gateway}
+    asked = [(route, route.gw or own.get(route.dst.version)) for route in routes]
+    networks = [ip.address.network for ip in given]
+    outside = {ipaddress.ip_network(via) for _, via in asked if via and not any(via in one for one in networks)}
+    found = [_kernel_route(route, via, outside, ifindex) for route, via in asked]
+    return sorted(found, key=lambda route: route.gateway is not None)
+
+
+def _kernel_route(route: Route, via: Address | None, outside: set[Network], ifindex: int) -> netlink.Route:
+    """Return *route* for the kernel, on the link where it says so.
+
+    It does by a scope of `link`, by 0.0.0.0 or :: as its gateway, or as the way to a gateway *outside* all networks.
+    """
+    leads_out = route.dst in outside and route.gw in (None, route.dst.network_address)
+    narrow = route.gw is None and (route.scope or 0) >= netlink.SCOPE_LINK
+    nowhere = via is not None and via.is_unspecified
     return netlink.Route(
         dst=route.dst,
-        gateway=route.gw or gateways.get(route.dst.version),
+        gateway=None if leads_out or narrow or nowhere else via,
         ifindex=ifindex,
         priority=route.priority,
         table=netlink.MAIN_TABLE if route.table is None else route.table,
-        scope=route.scope or 0,
+        # IPv4 looks for a gateway among routes of this scope.
+        scope=route.scope or (netlink.SCOPE_LINK if route.dst in outside else 0),
         mtu=route.mtu,
         advmss=route.advmss,
+    )
+
+
+def _unreachable(link: Link, route: netlink.Route, gateway: Address, given: Iterable[IP]) -> CniError:
+    held = ", ".join(str(ip.address) for ip in given if ip.address.version == gateway.version)
+    way = f'{{"dst": "{ipaddress.ip_network(gateway)}", "scope": {netlink.SCOPE_LINK}}}'
+    return CniError(
+        Code.INVALID_CONFIG,
+        f"the gateway {gateway} of the route to {route.dst} is in no network of {link.name} "
+        f"({held or f'it has no IPv{gateway.version} address'})",
+        f"correct it, or add {way} to the routes: a way to it on the link",
     )

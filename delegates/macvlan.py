@@ -162,7 +162,10 @@ def _create_named(home: Netlink, name: str, master: Link, call: Call, config: Co
 def _master(home: Netlink, config: Config) -> Link:
     """Return the named master, else the interface of the default route; an error says that there is none."""
     if config.master:
-        return home.link(config.master)
+        try:
+            return home.link(config.master)
+        except netlink.NetlinkError as trouble:
+            raise trouble.while_("macvlan: 'master'") from trouble
     for family in (4, 6):
         for route in sorted(home.default_routes(family), key=lambda route: route.priority):
             if index := route.ifindex or next((hop.ifindex for hop in route.hops), 0):

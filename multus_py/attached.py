@@ -123,7 +123,7 @@ class Survey:
                 if not address.interface.is_link_local
             )
             drift = [*_differences(attachment, result, ips, link.mac), *([] if link.up else ["it is down"])]
-            drift += _lost_routes(kernel, link.index, [claim for claim in claimed if claim.ifname == attachment.ifname])
+            drift += [said for claim, said in gateway.lost(kernel, claimed) if claim.ifname == attachment.ifname]
             yield Interface(attachment.ifname, attachment.name, ips, link.mac, link.mtu, tuple(drift), device)
 
     def _device(self, attachment: Attachment, result: Result | None, host: Netlink) -> dict[str, Any] | None:
@@ -171,12 +171,3 @@ def _differences(attachment: Attachment, result: Result | None, ips: tuple[str, 
         told = result.interfaces[n].mac.lower()
         if len(told) == len(mac) and told != mac:
             yield f"the MAC was {told}"
-
-
-def _lost_routes(kernel: Netlink, index: int, claimed: list[gateway.Claim]) -> list[str]:
-    return [
-        f"the IPv{claim.family} default route is not by {claim}"
-        for claim in claimed
-        if not {*claim.route(index).ways}
-        <= {way for route in kernel.default_routes(claim.family) for way in route.ways}
-    ]

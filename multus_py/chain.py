@@ -63,11 +63,14 @@ class Chain:
         if kept is None:
             raise CniError(
                 Code.UNKNOWN_CONTAINER,
-                f"no result is kept for {attachment.ifname} of {attachment.name}",
+                f"no result is kept for {attachment}",
                 "delete the sandbox and add it again",
             )
-        for plugin in conf.plugins:
-            self.plugins.run(plugin["type"], self._call("CHECK", attachment, plugin, call, kept))
+        try:
+            for plugin in conf.plugins:
+                self.plugins.run(plugin["type"], self._call("CHECK", attachment, plugin, call, kept))
+        except CniError as error:
+            raise error.while_(str(attachment)) from error
 
     def delete(self, attachment: Attachment, call: Call, begun: int) -> dict[int, CniError]:
         """Detach: ask the plugins that were *begun*, last first, whatever another said; return what failed, by place.
@@ -80,7 +83,7 @@ class Chain:
         for n, plugin in reversed(list(enumerate(conf.plugins[:begun]))):
             told = self._call("DEL", attachment, plugin, call, kept)
             if trouble := tried(partial(self.plugins.run, plugin["type"], told)):
-                troubles[n] = trouble.while_(f"network {attachment.name} ({attachment.ifname})")
+                troubles[n] = trouble.while_(str(attachment))
         if not troubles:
             self.cache.drop(attachment, call.container_id)
         return troubles

@@ -18,6 +18,8 @@ _Spot = tuple[str, str]  # what tells two devices apart
 class Wish:
     """What one network wants: a device of *resource*, or one of a *claim*, or the *id* that the pod wrote; "" any.
 
+    *network* is how a message names it: two networks of one definition are told apart by their interfaces.
+
     Without resource and claim nobody counts the device: the id is the pod's own word, and taken.
     """
 
@@ -177,6 +179,15 @@ def _too_few(wishes: Mapping[int, Wish], given: Sequence[Device]) -> CniError:
     pool = [device for device in given if alike.fits(device)]
     listed = ", ".join(_described(device) for device in pool[:_TOLD]) + (", ..." if len(pool) > _TOLD else "")
     more = f"request {len(rivals)} of {alike.resource or alike.claim} in the resources of the pod's containers"
+    known = sorted({word for device in given for word in device.claims})
+    if wish.claim and wish.claim not in known:
+        return CniError(
+            Code.INVALID_CONFIG,
+            f"network {wish.network} wants {wish}, and the pod has no such claim that gave it a device",
+            f"name one of those that did: {', '.join(known[:_TOLD])}"
+            if known
+            else "no claim of the pod gave it a device",
+        )
     return CniError(
         Code.INVALID_CONFIG,
         f"network {wish.network} wants {wish} and there is none for it: {len(rivals)} wanted ({', '.join(rivals)}), "

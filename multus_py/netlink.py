@@ -10,10 +10,10 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +30,8 @@ MAIN_TABLE, LOCAL_TABLE = 254, 255
 IFF_UP, IFF_PROMISC = 0x1, 0x100
 UNICAST = 1  # RTN_UNICAST
 BOOT = 3  # RTPROT_BOOT: set by hand
+RA = 9  # RTPROT_RA: learned from a router advertisement
+ONLINK = 0x4  # RTNH_F_ONLINK: the gateway is on the link, whatever the other routes say
 SCOPE_LINK, SCOPE_NOWHERE = 253, 255
 OPER_UP = 6  # RFC 2863 through IF_OPER_UP
 NODAD, DADFAILED, TENTATIVE = 0x02, 0x08, 0x40  # IFA_F_*
@@ -60,6 +62,37 @@ _ADVICE = {
     errno.EOPNOTSUPP: "this kernel is built without it, or its module is not loaded",
     errno.EAFNOSUPPORT: "this kernel is built without this address family",
     errno.EBUSY: "another interface or process holds it",
+    errno.ENODEV: "it is not there (any more): was it removed, renamed or moved?",
+    errno.ENETDOWN: "the interface is down",
+}
+_OFF_ON = ("off", "on")
+# What the same numbers mean where a deed gives them a meaning of its own.
+_Advice = Mapping[int, str]
+_NO_ADVICE: _Advice = {}
+_FOR_LINKS: _Advice = {
+    errno.EADDRNOTAVAIL: "a hardware address must be one interface's: neither multicast nor zero",
+    errno.EEXIST: "another interface has this name",
+    errno.EINVAL: "is the MTU one that this kind of interface takes?",
+    errno.ENODEV: "an interface that it names is not there (any more): was it removed, renamed or moved?",
+    errno.ERANGE: "is the MTU one that this kind of interface takes?",
+}
+_FOR_REMOVALS: _Advice = {errno.EOPNOTSUPP: "the kernel lets nobody remove interfaces of this kind"}
+_FOR_ADDRESSES: _Advice = {
+    errno.EACCES: "IPv6 is switched off there: net.ipv6.conf.<interface>.disable_ipv6",
+    errno.EADDRNOTAVAIL: "the interface does not have it, or nobody can",
+    errno.EEXIST: "the interface has it already: does another plugin, or another network of the pod, give it, too?",
+    errno.EINVAL: "it is no address that an interface can have",
+}
+_NO_WAY = (
+    "no network of the interface holds the gateway: add a route to it that has no gateway (scope 253), or correct it"
+)
+_FOR_ROUTES: _Advice = {
+    errno.EACCES: "IPv6 is switched off there: net.ipv6.conf.<interface>.disable_ipv6",
+    errno.EEXIST: "another interface has a route of this destination and priority: give one of them another priority",
+    errno.EHOSTUNREACH: _NO_WAY,
+    errno.EINVAL: "is the gateway an address of this very host, or does its scope leave out gateways?",
+    errno.ENETUNREACH: _NO_WAY,
+    errno.ESRCH: "it is not there (any more)",
 }
 
 
@@ -72,14 +105,18 @@ class NetlinkError(CniError):
         self.reason = reason
 
     @classmethod
-    def of(cls, deed: str, cause: OSError) -> "NetlinkError":
-        """Return the error for *deed*, with the kernel's name for the trouble and what it said about it."""
+    def of(cls, deed: str, cause: OSError, advice: _Advice = _NO_ADVICE) -> "NetlinkError":
+        """Return the error for *deed*, with the kernel's name for the trouble and what it said about it.
+
+        *advice* is what the deed knows to do about a number, before what is said of it everywhere.
+        """
         number = cause.errno or 0
         name = "EOPNOTSUPP" if number == errno.EOPNOTSUPP else errno.errorcode.get(number, str(number))
         said = cause.strerror if isinstance(cause, wire.Refused) else ""
         reason = f"{os.strerror(number)} ({name})" + (f": {said}" if said else "") if number else str(cause)
         code = Code.TRY_AGAIN if number in (errno.EINTR, errno.ENOBUFS) else Code.INTERNAL
-        return cls(code, f"cannot {deed}: {reason}", _ADVICE.get(number, ""), number, reason)
+        details = advice.get(number) or _ADVICE.get(number, "")
+        return cls(code, f"cannot {deed}: {reason}", details, number, reason)
 
 
 class NoNamespace(NetlinkError):
@@ -415,7 +452,9 @@ class Netlink:
         """Make a bridge and set it up; *mtu* 0 leaves it to the kernel. EEXIST when the name is taken."""
         data = wire.nested(2, wire.attribute(7, b"\1")) if vlan_filtering else b""
         body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + wire.text(3, name) + _mtu(mtu)
-        self._create(f"make bridge {name}", body + wire.nested(18, wire.text(1, "bridge"), data))
+        self._create(
+            lambda: f"make bridge {name}{_said(mtu=mtu or None)}", body + wire.nested(18, wire.text(1, "bridge"), data)
+        )
 
     def create_veth(
         self, name: str, peer: str, *, peer_netns: str = "", mtu: int = 0, peer_mac: str = "", master: int = 0
@@ -427,7 +466,10 @@ class Netlink:
             other += _ONE_QUEUE
             kind = wire.nested(18, wire.text(1, "veth"), wire.nested(2, wire.attribute(1, other)))
             body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + wire.text(3, name) + _mtu(mtu) + _ONE_QUEUE + kind
-            self._create(f"make veth pair {name} and {peer}", body + (wire.number(10, master) if master else b""))
+            self._create(
+                lambda: f"make veth pair {name} and {peer}{_said(mtu=mtu or None, mac=peer_mac)}{self._on(master)}",
+                body + (wire.number(10, master) if master else b""),
+            )
         finally:
             if peer_netns:
                 os.close(door)
@@ -453,7 +495,8 @@ class Netlink:
             body = _IFINFO.pack(0, 0, 0, 0, 0) + wire.text(3, name) + wire.number(5, parent)
             body += _mtu(mtu) + _mac(mac) + _netns(door)
             kind = wire.nested(18, wire.text(1, "macvlan"), wire.nested(2, data))
-            self._create(f"make macvlan {name} of interface {parent}", body + kind)
+            deed = lambda: f"make macvlan {name}{_said(mode=mode, mtu=mtu or None, mac=mac)}{self._on(parent)}"  # noqa: E731
+            self._create(deed, body + kind)
         finally:
             if netns:
                 os.close(door)
@@ -483,7 +526,13 @@ class Netlink:
             body += wire.text(3, name) if name else b""
             body += wire.text(20, alias) if alias is not None else b""
             body += b"".join(wire.number(kind, value) for kind, value in numbers.items() if value is not None)
-            self._tell(f"change interface {index}", wire.NEWLINK, body)
+
+            def deed() -> str:
+                bridge = self._name(master) if master else None if master is None else "none"
+                more = {"mtu": mtu or None, "mac": mac, "name": name, "master": bridge, "netns": netns}
+                return f"change{self._on(index, '')}{_said(up=up, promisc=promisc, **more)}"
+
+            self._tell(deed, wire.NEWLINK, body, advice=_FOR_LINKS)
         finally:
             if netns:
                 os.close(door)
@@ -492,14 +541,15 @@ class Netlink:
         """Switch a bridge's VLAN filtering."""
         data = wire.nested(2, wire.attribute(7, bytes([on])))
         body = _IFINFO.pack(0, 0, bridge, 0, 0) + wire.nested(18, wire.text(1, "bridge"), data)
-        self._tell(f"switch VLAN filtering of bridge {bridge}", wire.NEWLINK, body)
+        self._tell(lambda: f"switch VLAN filtering {_OFF_ON[on]}{self._on(bridge)}", wire.NEWLINK, body)
 
     def set_port(self, index: int, *, hairpin: bool | None = None, isolated: bool | None = None) -> None:
         """Change what is mentioned of a bridge port."""
         wanted = {4: hairpin, 33: isolated}
         parts = [wire.attribute(kind, bytes([value])) for kind, value in wanted.items() if value is not None]
         body = _IFINFO.pack(_AF_BRIDGE, 0, index, 0, 0) + wire.nested(12, *parts)
-        self._tell(f"change bridge port {index}", wire.SETLINK, body)
+        said = partial(_said, hairpin=hairpin, isolated=isolated)
+        self._tell(lambda: f"change bridge port{self._on(index, '')}{said()}", wire.SETLINK, body)
 
     def vlans(self, port: int) -> list[Vlan]:
         """Return the VLANs of a bridge port."""
@@ -512,15 +562,18 @@ class Netlink:
 
     def add_vlans(self, port: int, first: int, last: int, flags: int = 0) -> None:
         """Let a bridge port carry the VLANs *first* to *last*; *flags* VLAN_PVID, VLAN_UNTAGGED for a single one."""
-        self._tell(f"add VLAN {first}-{last} to bridge port {port}", wire.SETLINK, _vlans(port, first, last, flags))
+        body = _vlans(port, first, last, flags)
+        self._tell(lambda: f"add VLAN {first}-{last}{self._on(port)}", wire.SETLINK, body)
 
     def delete_vlan(self, port: int, vid: int) -> None:
         """Take a VLAN off a bridge port."""
-        self._tell(f"take VLAN {vid} off bridge port {port}", wire.DELLINK, _vlans(port, vid, vid, 0))
+        self._tell(lambda: f"take away VLAN {vid}{self._on(port)}", wire.DELLINK, _vlans(port, vid, vid, 0))
 
     def delete_link(self, index: int) -> None:
         """Delete a link; `NetlinkError` (ENODEV) when there is none."""
-        self._tell(f"delete interface {index}", wire.DELLINK, _IFINFO.pack(0, 0, index, 0, 0))
+        self._tell(
+            lambda: f"delete{self._on(index, '')}", wire.DELLINK, _IFINFO.pack(0, 0, index, 0, 0), advice=_FOR_REMOVALS
+        )
 
     def delete_links(self, indexes: Sequence[int]) -> None:
         """Delete links at once, several as one group: the kernel then waits for its readers once."""
@@ -531,7 +584,12 @@ class Netlink:
         for index in indexes:
             self.set_link(index, group=group)
         body = _IFINFO.pack(0, 0, 0, 0, 0) + wire.number(27, group)
-        self._tell("delete a group of interfaces", wire.DELLINK, body)
+        self._tell(
+            lambda: f"delete a group of interfaces ({', '.join(map(self._name, indexes))})",
+            wire.DELLINK,
+            body,
+            advice=_FOR_REMOVALS,
+        )
 
     def await_gone(self, names: Collection[str], seconds: float) -> bool:
         """Wait until none of the links *names* is left; False when one is after so many *seconds*."""
@@ -560,16 +618,21 @@ class Netlink:
     def add_address(self, ifindex: int, interface: IPInterface, *, flags: int = 0) -> None:
         """Put an address on a link, IPv4 with its network's broadcast address (up to /30). EEXIST: it is there."""
         self._tell(
-            f"add address {interface} to interface {ifindex}",
+            lambda: f"add address {interface}{self._on(ifindex)}",
             wire.NEWADDR,
             _address_body(ifindex, interface, flags),
             wire.CREATE | wire.EXCL,
+            advice=_FOR_ADDRESSES,
         )
 
     def delete_address(self, ifindex: int, interface: IPInterface) -> None:
         """Take an address off a link; `NetlinkError` (EADDRNOTAVAIL) when it is not there."""
-        deed = f"delete address {interface} of interface {ifindex}"
-        self._tell(deed, wire.DELADDR, _address_body(ifindex, interface, 0))
+        self._tell(
+            lambda: f"delete address {interface}{self._on(ifindex)}",
+            wire.DELADDR,
+            _address_body(ifindex, interface, 0),
+            advice=_FOR_ADDRESSES,
+        )
 
     def await_addresses(self, ifindex: int, wanted: Iterable[IPInterface], seconds: float) -> bool:
         """Wait until none of *wanted* is tentative any more (RFC 4862, 5.4); False when *seconds* were not enough."""
@@ -597,15 +660,22 @@ class Netlink:
 
     def add_route(self, route: Route) -> None:
         """Add a route beside those of the same destination; EEXIST when this very one is there."""
-        self._tell(f"add route {_words(route)}", wire.NEWROUTE, _route_body(route), wire.CREATE)
+        self._route("add", route, wire.NEWROUTE, wire.CREATE)
 
     def replace_route(self, route: Route) -> None:
         """Put a route in the place of that of the same destination, table and priority, or add it."""
-        self._tell(f"replace route {_words(route)}", wire.NEWROUTE, _route_body(route), wire.CREATE | wire.REPLACE)
+        self._route("set", route, wire.NEWROUTE, wire.CREATE | wire.REPLACE)
 
     def delete_route(self, route: Route) -> None:
         """Delete a route; `NetlinkError` (ESRCH) when it is not there."""
-        self._tell(f"delete route {_words(route)}", wire.DELROUTE, _route_body(route))
+        self._route("delete", route, wire.DELROUTE)
+
+    def _route(self, verb: str, route: Route, kind: int, flags: int = 0) -> None:
+        def deed() -> str:
+            table = "" if route.table == MAIN_TABLE else f" in table {route.table}"
+            return f"{verb} route {_words(route)}{self._on(route.ways[0].ifindex)}{table}"
+
+        self._tell(deed, kind, _route_body(route), flags, _FOR_ROUTES)
 
     def neighbours(self, ifindex: int = 0, family: int = 0) -> list[Neighbour]:
         """Return the neighbour table of a link (0: of all), of a *family* 4 or 6 (0: both)."""
@@ -636,33 +706,47 @@ class Netlink:
         try:
             return vf.read(self._socket.get(wire.GETLINK, _wanted(physical) + vf.WITH_VFS))
         except OSError as cause:
-            raise NetlinkError.of(f"list the virtual functions of interface {physical}", cause) from cause
+            raise NetlinkError.of(f"list the virtual functions{self._on(physical)}", cause) from cause
 
     def set_virtual_function(self, physical: int, number: int, attribute: str, value: Any) -> None:
         """Change one of `vf.ATTRIBUTES` of the function *number*, *value* as `vf.VirtualFunction` holds it."""
         body = _IFINFO.pack(0, 0, physical, 0, 0) + vf.change(number, attribute, value)
-        self._tell(f"set {attribute} {value} of VF {number} of interface {physical}", wire.SETLINK, body)
+        self._tell(lambda: f"set {attribute} {value} of VF {number}{self._on(physical)}", wire.SETLINK, body)
 
     def add_altname(self, index: int, name: str) -> None:
         """Give a link one more name; EEXIST when it is taken."""
         body = _IFINFO.pack(0, 0, index, 0, 0) + wire.nested(52, wire.text(53, name))
-        self._tell(f"add alternative name {name}", wire.NEWLINKPROP, body, wire.CREATE | wire.EXCL)
+        deed = lambda: f"add the alternative name {name}{self._on(index)}"  # noqa: E731
+        self._tell(deed, wire.NEWLINKPROP, body, wire.CREATE | wire.EXCL, _FOR_LINKS)
 
     def delete_altname(self, index: int, name: str) -> None:
         """Take an alternative name off a link."""
         body = _IFINFO.pack(0, 0, index, 0, 0) + wire.nested(52, wire.text(53, name))
-        self._tell(f"delete alternative name {name}", wire.DELLINKPROP, body)
+        self._tell(lambda: f"delete the alternative name {name}{self._on(index)}", wire.DELLINKPROP, body)
 
     # --- asking ---
 
-    def _tell(self, deed: str, kind: int, body: bytes, flags: int = 0) -> None:
+    def _tell(
+        self, deed: Callable[[], str], kind: int, body: bytes, flags: int = 0, advice: _Advice = _NO_ADVICE
+    ) -> None:
         try:
             self._socket.tell(kind, body, flags)
         except OSError as cause:
-            raise NetlinkError.of(deed, cause) from cause
+            raise NetlinkError.of(deed(), cause, advice) from cause
 
-    def _create(self, deed: str, body: bytes) -> None:
-        self._tell(deed, wire.NEWLINK, body, wire.CREATE | wire.EXCL)
+    def _create(self, deed: Callable[[], str], body: bytes) -> None:
+        self._tell(deed, wire.NEWLINK, body, wire.CREATE | wire.EXCL, _FOR_LINKS)
+
+    def _on(self, index: int, word: str = " on") -> str:
+        """Return the words for the link that a refused deed is about; none for no link."""
+        return f"{word} interface {self._name(index)}" if index else ""
+
+    def _name(self, index: int) -> str:
+        """Return a link's name, its index when it is gone."""
+        try:
+            return self.link(index).name
+        except NetlinkError:
+            return f"number {index}"
 
     def _dump(self, deed: str, kind: int, body: bytes, nothing: tuple[int, ...] = ()) -> list[bytes]:
         try:
@@ -865,9 +949,9 @@ def _route_body(route: Route) -> bytes:
         route.protocol,
         route.scope,
         route.kind,
-        route.flags & 0x4,  # RTNH_F_ONLINK: the rest is the kernel's to say
+        route.flags & ONLINK,  # the rest is the kernel's to say
     )
-    hops = b"".join(_hop(family, hop) for hop in route.hops)
+    hops = b"".join(_hop(family, hop, route.flags & ONLINK) for hop in route.hops)
     metrics = {2: route.mtu, 8: route.advmss}
     parts = [wire.number(kind, value) for kind, value in metrics.items() if value]
     return b"".join(
@@ -885,17 +969,25 @@ def _route_body(route: Route) -> bytes:
     )
 
 
-def _hop(family: int, hop: Hop) -> bytes:
+def _hop(family: int, hop: Hop, flags: int) -> bytes:
     via = _via(family, hop.gateway)
-    return struct.pack("=HBBi", 8 + len(via), 0, 0, hop.ifindex) + via
+    return struct.pack("=HBBi", 8 + len(via), flags, 0, hop.ifindex) + via
 
 
 def _words(route: Route) -> str:
     target = "default" if route.is_default else str(route.dst)
-    ways = " and".join(
-        f"{f' via {way.gateway}' if way.gateway else ''} on interface {way.ifindex}" for way in route.ways
-    )
-    return target + ways
+    ways = " and".join(f" via {way.gateway}" for way in route.ways if way.gateway)
+    return f"{target}{ways}{f' metric {route.priority}' if route.priority else ''}"
+
+
+def _said(**values: str | int | None) -> str:
+    """Return what a deed was to change, for people: what is "" or None was not mentioned."""
+    told = [
+        f"{key} {_OFF_ON[value] if isinstance(value, bool) else value}"
+        for key, value in values.items()
+        if value not in (None, "")
+    ]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _neighbour(body: bytes) -> Neighbour:

@@ -97,7 +97,7 @@ def attachments(
     if call.verb != "DEL":  # which has to work for what came to be before this was refused
         for network in networks:
             capabilities.refuse_unheard(network.name, network.conflist, network.selection)
-    wishes = [_wish(network) for network in networks]
+    wishes = [_wish(network, _ifname(n, network, call)) for n, network in enumerate(networks)]
     chosen = [None] * len(wishes) if given is None else devices.assign(wishes, given)
     decided = tuple(
         _attach(n, network, call, config, pod, device=device)
@@ -399,14 +399,20 @@ def _with_cni_args(plugin: Mapping[str, Any], cni_args: Mapping[str, Any] | None
     return {**plugin, "args": {**args, "cni": {**(cni if isinstance(cni, Mapping) else {}), **cni_args}}}
 
 
-def _wish(network: Network) -> devices.Wish | None:
+def _ifname(n: int, network: Network, call: Call) -> str:
+    """Return the name of the interface of a pod's network number *n*."""
+    return (network.selection.interface if network.selection else "") or (call.ifname if n == 0 else f"net{n}")
+
+
+def _wish(network: Network, ifname: str) -> devices.Wish | None:
     """Return what device a network wants, None when it wants none; what the pod wrote goes before the definition."""
+    name = f"{network.name} as {ifname}"
     asked = network.selection or Selection("", "")
-    wish = devices.Wish(network.name, asked.resource or network.resource, asked.device_id, asked.container, asked.claim)
+    wish = devices.Wish(name, asked.resource or network.resource, asked.device_id, asked.container, asked.claim)
     if wish.container and not wish.counted:
         raise CniError(
             Code.INVALID_CONFIG,
-            f"network {network.name}: a device of container {wish.container} is asked for, and of no resource",
+            f"network {name}: a device of container {wish.container} is asked for, and of no resource",
             f"name a 'resourceName' or a 'claim' beside it, or annotate the definition with {RESOURCE_NAME}",
         )
     return wish if wish.counted or wish.id else None
@@ -417,7 +423,7 @@ def _attach(
 ) -> Attachment:
     asked = network.selection
     conf = _with_device(network.conflist, device)
-    ifname = (asked.interface if asked else "") or (call.ifname if n == 0 else f"net{n}")
+    ifname = _ifname(n, network, call)
     told = capabilities.of(n == 0, asked, config.runtime_config or {})
     told |= {"deviceID": device.id} if device else {}
     if device or capabilities.declared(conf, device_info.CAPABILITY):

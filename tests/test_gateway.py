@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """default-route: the kernel, the returned result, the kept result and the status agree, family by family."""
 
+import ipaddress
 import json
+import socket
+import struct
+import time
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 from story import Stage, namespace
 
-from multus_py import netlink
+from multus_py import gateway, netlink
 from multus_py.agent import hotplug
+from multus_py.cli import status as status_command
 from multus_py.cni.errors import CniError
 from multus_py.kube.store import PodRef
 
@@ -161,3 +168,167 @@ def test_check_sees_a_default_route_that_was_changed(stage):
             kernel.delete_route(route)
     with pytest.raises(CniError, match=r"default route|0\.0\.0\.0"):
         netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
+
+
+# --- beside a router that advertises itself ---------------------------------------------------------------------------
+
+ROUTER = ipaddress.IPv6Address("fe80::a:b:c:d")
+
+
+def advertise(netns, ifname, prefix):
+    """Send a router advertisement (RFC 4861, 4.2) with a *prefix* for addresses from an interface of a namespace."""
+    mac = bytes.fromhex("0200000000aa")
+    option = (
+        struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 7200, 3600, 0) + ipaddress.IPv6Network(prefix).network_address.packed
+    )
+    body = struct.pack("!BBHII", 64, 0, 1800, 0, 0) + struct.pack("!BB", 1, 1) + mac + option
+    to = ipaddress.IPv6Address("ff02::1").packed
+    pseudo = ROUTER.packed + to + struct.pack("!II", 4 + len(body), 58) + struct.pack("!BBH", 134, 0, 0) + body
+    total = sum(struct.unpack(f"!{len(pseudo) // 2}H", pseudo))
+    total = (total & 0xFFFF) + (total >> 16)
+    checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    packet = struct.pack("!IHBB", 0x60000000, 4 + len(body), 58, 255) + ROUTER.packed + to
+    frame = bytes.fromhex("333300000001") + mac + struct.pack("!H", 0x86DD) + packet
+
+    def send():
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+            wire.bind((ifname, 0))
+            wire.send(frame + struct.pack("!BBH", 134, 0, checksum) + body)
+
+    netlink.visit(netns, send)
+
+
+def heard(stage, bridge, prefix, ifname):
+    """Advertise on a bridge until the pod's interface has an address by it: then its routes are there, too."""
+    with netlink.open(stage.netns) as kernel:
+        end = time.monotonic() + 10
+        index = kernel.link(ifname).index
+        while time.monotonic() < end:
+            advertise(stage.settings["host"], bridge, prefix)
+            time.sleep(0.05)
+            held = [address.interface.network for address in kernel.addresses(index, 6)]
+            if ipaddress.ip_network(prefix) in held:
+                return
+    raise AssertionError(f"{ifname} hears no advertisement")
+
+
+def everywhere(stage):
+    """Let a router advertise itself on every link of the pod."""
+    for bridge, prefix, ifname in (
+        ("br0", "fd70::/64", "eth0"),
+        ("br1", "fd71::/64", "net1"),
+        ("br2", "fd72::/64", "net2"),
+    ):
+        heard(stage, bridge, prefix, ifname)
+
+
+def shown(stage, capsys):
+    """Run `multus-py status`; return its exit code and what is marked, by interface."""
+    code = status_command.run(Namespace(pod="", cni_dir=stage.folder / "cni", json=True))
+    (sandbox,) = json.loads(capsys.readouterr().out)
+    return code, {item["ifname"]: "; ".join(item["drift"]) for item in sandbox["interfaces"]}
+
+
+def test_an_advertised_router_takes_no_claimed_default_route(stage, capsys):
+    """Routers on all three links, one of them of an IPv4-only network: kernel, CHECK and status hold to the claim."""
+    attached(stage, '[{"name":"b","default-route":["fd89::1"]},{"name":"d"}]')
+    everywhere(stage)
+    assert [(6, "net1", "fd89::1")] == [route for route in defaults(stage) if route[0] == 6]
+    netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
+    assert (0, {"eth0": "", "net1": "", "net2": ""}) == shown(stage, capsys)
+
+
+def test_a_network_plugged_in_later_hears_no_router_either(stage):
+    """What comes beside a claim yields to it: the router on its link, and the default route that it brings."""
+    attached(stage, '[{"name":"b","default-route":["10.89.0.1","fd89::1"]}]')
+    stage.pod("p", '[{"name":"b","default-route":["10.89.0.1","fd89::1"]},{"name":"d"}]')
+    node = stage.node()
+    pod = node.store.pod(PodRef("default", "p"))
+    netlink.visit(stage.settings["host"], lambda: hotplug.follow(pod, node, lambda entry: stage.call("ADD", "p")))
+    everywhere(stage)
+    assert {(4, "net1", "10.89.0.1"), (6, "net1", "fd89::1")} == defaults(stage)
+    netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
+
+
+def test_what_an_advertisement_set_is_told_by_check_and_status_alike(stage, capsys):
+    """Somebody lets the interface listen again: CHECK is an error, status says the same and exits with 1."""
+    attached(stage, '[{"name":"b","default-route":["fd89::1"]},{"name":"d"}]')
+    netlink.visit(stage.netns, lambda: netlink.write_sysctl("net/ipv6/conf/net2/accept_ra_defrtr", "1"))
+    everywhere(stage)
+    words = f"by {ROUTER} on net2 (from a router advertisement)"
+    with pytest.raises(CniError) as caught:
+        netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
+    code, drift = shown(stage, capsys)
+    assert ("network default/b as net1: the IPv6 default route is not by fd89::1" in caught.value.msg, 1) == (
+        True,
+        code,
+    )
+    assert (True, True) == (words in caught.value.msg, words in drift["net1"])
+
+
+def test_routers_are_heard_again_when_the_claimer_goes(stage):
+    """What was learned before the claim is dropped, not kept; who listened before listens again."""
+    attached(stage, "b,d")
+    everywhere(stage)
+    netlink.visit(stage.netns, lambda: netlink.write_sysctl("net/ipv6/conf/eth0/accept_ra_defrtr", "0"))
+    claim = gateway.Claim("network default/b as net1", "net1", ipaddress.ip_address("fd89::1"))
+    gateway.settle(stage.netns, [claim])
+    assert [(6, "net1", "fd89::1")] == [route for route in defaults(stage) if route[0] == 6]
+    gateway.settle(stage.netns, [claim])  # once more changes nothing
+    netlink.remove_links(stage.netns, ["net1"])
+    gateway.give_back(stage.netns, [claim])
+    settings = [f"net/ipv6/conf/{name}/accept_ra_defrtr" for name in ("eth0", "net2")]
+    assert ["0", "1"] == netlink.visit(stage.netns, lambda: [netlink.read_sysctl(name) for name in settings])
+    heard(stage, "br2", "fd75::/64", "net2")
+    assert {(6, "eth0", "fd88::1"), (6, "net2", str(ROUTER))} == {route for route in defaults(stage) if route[0] == 6}
+    with netlink.open(stage.netns) as kernel:
+        assert [] == kernel.routes(6, gateway.WAITING)
+
+
+# --- gateways ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/usr/lib/cni/sbr").exists(), reason="needs the reference plugins")
+@pytest.mark.parametrize("via", ["10.89.0.1", "fd89::1"])
+def test_a_claimer_may_be_routed_by_source(stage, via):
+    """sbr moves its interface's routes to another table: the default route is taken over all the same."""
+    native = stage.settings["delegateBackend"] == "builtin"
+    stage.settings["delegateBackend"] = "auto" if native else "exec"
+    member = bridge("br1", {"type": "static"}, "10.89.0.2/24", "10.89.0.1", "fd89::2/64", "fd89::1")
+    version = member.pop("cniVersion")
+    stage.definition("s", {"cniVersion": version, "name": "s", "plugins": [member, {"type": "sbr"}]})
+    _, status = attached(stage, f'[{{"name":"s","default-route":["{via}"]}}]')
+    family = ipaddress.ip_address(via).version
+    assert [(family, "net1", via)] == [route for route in defaults(stage) if route[0] == family]
+    assert [via] == status["net1"]["gateway"]
+    if native:  # the executable's CHECK looks for the gateway in the main table, where sbr left nothing
+        netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
+
+
+@pytest.mark.parametrize("via", ["10.77.0.1", "fd77::1"])
+def test_a_gateway_in_no_network_of_the_claimer_is_refused_by_name(stage, via):
+    """The message has the network, its interface, the gateway, the addresses there are, and what would help."""
+    with pytest.raises(CniError) as caught:
+        attached(stage, f'[{{"name":"b","default-route":["{via}"]}}]')
+    held = "10.89.0.2/24" if "." in via else "fd89::2/64"
+    assert (
+        f"network default/b as net1: default-route {via}: the gateway is in no network of net1 ({held}"
+        in caught.value.msg
+    )
+    assert (7, True) == (caught.value.code, '"scope": 253' in caught.value.details)
+
+
+def test_equal_default_routes_all_come_back(stage):
+    """Two that yielded have the same metric: neither takes the other's place while they wait."""
+    with netlink.open(stage.settings["host"]) as kernel:
+        kernel.create_bridge("br2")
+    attached(stage, "b,d")
+    before = ways_out(stage)
+    claim = gateway.Claim("network default/b as net1", "net1", ipaddress.ip_address("10.89.0.1"))
+    gateway.settle(stage.netns, [claim])
+    assert [(4, "net1", "10.89.0.1")] == [route for route in defaults(stage) if route[0] == 4]
+    with netlink.open(stage.netns) as kernel:
+        for route in kernel.default_routes(4):
+            kernel.delete_route(route)
+    gateway.give_back(stage.netns, [claim])
+    assert before == ways_out(stage)

@@ -74,7 +74,7 @@ def written(ipam: Fields) -> tuple[tuple[Route, ...], DNS]:
         said = read_result({"routes": ipam.get("routes"), "dns": ipam.get("dns")}, "1.1.0")
     except Unreadable as cause:
         raise CniError(
-            Code.INVALID_CONFIG, f"{ipam.where}: {cause.why}", "a network is '<address>/<length>', 0.0.0.0/0 is all"
+            Code.INVALID_CONFIG, f"{ipam.where}: {cause.why}", 'a route is as {"dst": "10.1.0.0/16", "gw": "10.9.0.1"}'
         ) from cause
     return said.routes, said.dns
 

@@ -85,7 +85,8 @@ def _attach(page: Page, attachments: Sequence[Attachment], call: Call, node: Nod
     *before, new = attachments
     attach.beside(page, before, new, call, node)
     page.done(new, *complete(new))
-    return attach.settle(attach.kept(attachments, call, node), gateway.claims([new]), call, node)
+    claimed = gateway.claims(attachments)  # a default route that comes with the new one yields to those before it
+    return attach.settle(attach.kept(attachments, call, node), claimed, call, node)
 
 
 def _take_back(page: Page, before: Entry, call: Call, node: Node) -> None:

@@ -140,7 +140,9 @@ def test_what_cannot_be_given_is_refused_before_anything_is_touched(stage, netwo
 def test_a_pod_that_kubelet_does_not_know_is_tried_again(stage):
     """Code 11, with network and resource, before anything is touched."""
     stage.pod("q", "single")
-    with pytest.raises(CniError, match=r"single wants a device of intel\.com/vf: kubelet does not know") as caught:
+    with pytest.raises(
+        CniError, match=r"default/single as net1 wants a device of intel\.com/vf: kubelet does not know"
+    ) as caught:
         stage.run("ADD", "q")
     assert (11, []) == (caught.value.code, stage.plugins.calls("first"))
 
