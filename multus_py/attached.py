@@ -123,7 +123,8 @@ class Survey:
                 if not address.interface.is_link_local
             )
             drift = [*_differences(attachment, result, ips, link.mac), *([] if link.up else ["it is down"])]
-            drift += [said for claim, said in gateway.lost(kernel, claimed) if claim.ifname == attachment.ifname]
+            mine = [claim for claim in claimed if claim.ifname == attachment.ifname]
+            drift += [*_lost_routes(kernel, result), *(said for _, said in gateway.lost(kernel, mine))]
             yield Interface(attachment.ifname, attachment.name, ips, link.mac, link.mtu, tuple(drift), device)
 
     def _device(self, attachment: Attachment, result: Result | None, host: Netlink) -> dict[str, Any] | None:
@@ -171,3 +172,11 @@ def _differences(attachment: Attachment, result: Result | None, ips: tuple[str, 
         told = result.interfaces[n].mac.lower()
         if len(told) == len(mac) and told != mac:
             yield f"the MAC was {told}"
+
+
+def _lost_routes(kernel: Netlink, result: Result | None) -> list[str]:
+    """Say which routes of the kept result are in no table: plugins that route by source have tables of their own."""
+    if result is None or not result.routes:
+        return []
+    there = {route.dst for route in kernel.routes(table=0) if route.table != gateway.WAITING}
+    return [f"the route to {route.dst} is not there" for route in result.routes if route.dst not in there]

@@ -9,6 +9,7 @@ from story import Stage, namespace
 
 from multus_py import netlink
 from multus_py.cli import status
+from multus_py.cni.errors import CniError
 
 
 @pytest.fixture
@@ -59,6 +60,24 @@ def test_every_drift_is_marked(stage, capsys):
     assert (1, "the interface is not there") == (code, drift["eth0"])
     for words in ("10.89.0.2/24 is not there", "the MAC was", "it is down", "default route is not by 10.89.0.1"):
         assert words in drift["net1"]
+
+
+def test_a_route_that_is_gone_is_told_as_check_tells_it(stage, capsys):
+    """A route that IPAM named: CHECK is an error, status marks it on its interface and exits with 1."""
+    more = {"type": "static", "addresses": [{"address": "10.90.0.2/24"}], "routes": [{"dst": "192.0.2.0/24"}]}
+    stage.definition("r", {"cniVersion": "1.0.0", "type": "bridge", "bridge": "br2", "ipam": more})
+    stage.pod("q", "r")
+    with namespace() as other:
+        netlink.visit(stage.settings["host"], lambda: stage.run("ADD", "q", container="c2", netns=other))
+        assert 0 == shown(stage, capsys)[0]
+        with netlink.open(other) as kernel:
+            (route,) = [route for route in kernel.routes(4) if str(route.dst) == "192.0.2.0/24"]
+            kernel.delete_route(route)
+        with pytest.raises(CniError, match=r"network default/r as net1: .*has no route to 192\.0\.2\.0/24"):
+            netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "q", container="c2", netns=other))
+        code, (sandbox,) = shown(stage, capsys, "q")
+    drift = {item["ifname"]: item["drift"] for item in sandbox["interfaces"]}
+    assert (1, {"eth0": [], "net1": ["the route to 192.0.2.0/24 is not there"]}) == (code, drift)
 
 
 def test_a_lost_namespace_and_a_damaged_page_are_told(stage, capsys):

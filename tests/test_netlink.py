@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -518,3 +519,82 @@ def test_random_bytes_never_hang_the_reader() -> None:
         data = secrets.token_bytes(size)
         assert set(rtnetlink.attributes(data)) == {kind for kind, _ in rtnetlink.pairs(data)}
     assert rtnetlink.attributes(b"\0" * 16) == {}
+
+
+NET, VIA = ipaddress.ip_interface("10.1.0.2/24"), ipaddress.ip_address("10.9.9.9")
+AWAY = ipaddress.ip_network("192.0.2.0/24")
+REFUSALS: list[tuple[Callable[[Netlink, int], object], str, str]] = [
+    (
+        lambda kernel, n: kernel.create_macvlan("m", n, "bridge", mac="01:00:5e:00:00:01"),
+        r"make macvlan m \(mode bridge, mac 01:00:5e:00:00:01\) on interface outer: .*EADDRNOTAVAIL",
+        "neither multicast",
+    ),
+    (
+        lambda kernel, n: kernel.create_veth("v", "w", peer_mac="01:00:5e:00:00:01"),
+        r"make veth pair v and w \(mac 01:00:5e:00:00:01\): .*EADDRNOTAVAIL",
+        "neither multicast nor zero",
+    ),
+    (lambda kernel, n: kernel.create_veth("v", "w", mtu=20), r"v and w \(mtu 20\)", "is the MTU one"),
+    (
+        lambda kernel, n: kernel.create_bridge("outer", mtu=1400),
+        r"make bridge outer \(mtu 1400\): .*EEXIST",
+        "has this name",
+    ),
+    (
+        lambda kernel, n: kernel.set_link(n, mac="01:00:5e:00:00:01"),
+        r"change interface outer \(mac 01:00",
+        "neither multicast",
+    ),
+    (lambda kernel, n: kernel.set_link(n, name="lo"), r"change interface outer \(name lo\): .*EEXIST", "has this name"),
+    (lambda kernel, n: kernel.set_link(n, mtu=20, up=True), r"change interface outer \(up on, mtu 20\): ", "MTU"),
+    (lambda kernel, n: kernel.set_link(n, master=1), r"change interface outer \(master lo\): ", ""),
+    (
+        lambda kernel, n: kernel.set_link(4242, master=0),
+        r"change interface number 4242 \(master none\): .*ENODEV",
+        "not there",
+    ),
+    (lambda kernel, n: kernel.set_port(n, hairpin=True), r"change bridge port interface outer \(hairpin on\): ", ""),
+    (
+        lambda kernel, n: kernel.add_altname(n, "lo"),
+        "add the alternative name lo on interface outer: .*EEXIST",
+        "this name",
+    ),
+    (
+        lambda kernel, n: [kernel.add_address(n, NET) for _ in range(2)],
+        r"add address 10\.1\.0\.2/24 on interface outer: .*EEXIST",
+        "has it already",
+    ),
+    (
+        lambda kernel, n: kernel.delete_address(n, NET),
+        "delete address .* on interface outer: .*EADDRNOTAVAIL",
+        "does not have it",
+    ),
+    (
+        lambda kernel, n: kernel.add_route(netlink.Route(AWAY, VIA, n)),
+        r"add route 192\.0\.2\.0/24 via 10\.9\.9\.9 on interface outer: .*ENETUNREACH",
+        "scope 253",
+    ),
+    (
+        lambda kernel, n: kernel.replace_route(netlink.Route(AWAY, VIA, n, priority=7, table=99)),
+        r"set route 192.* metric 7 on interface outer in table 99: .*ENETUNREACH",
+        "no network of the interface",
+    ),
+    (
+        lambda kernel, n: kernel.delete_route(netlink.Route(AWAY, ifindex=n)),
+        "delete route .* on interface outer: .*ESRCH",
+        "not there",
+    ),
+]
+
+
+@pytest.mark.parametrize(("deed", "words", "advice"), REFUSALS, ids=[words for _, words, _ in REFUSALS])
+def test_a_refused_deed_names_interface_and_value_and_says_what_to_do(
+    deed: Callable[[Netlink, int], object], words: str, advice: str, host: Netlink
+) -> None:
+    """Names, never bare indexes; what was to be set; why the kernel would not; what helps."""
+    host.create_veth("outer", "inner")
+    index = up(host, "outer").index
+    up(host, "inner")
+    with pytest.raises(NetlinkError, match=words) as caught:
+        deed(host, index)
+    assert advice in caught.value.details

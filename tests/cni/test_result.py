@@ -98,3 +98,29 @@ def test_only_cni_errors_come_out_of_any_result(body, version):
         assert error.code in (1, 6)
     else:
         assert read == results.read(results.write(read, "1.1.0"))
+
+
+@pytest.mark.parametrize(
+    "dst", ["0.0.0.0", "::", "10.1.0.0/255.255.0.0", "10.1.0.0/0.0.255.255", "fe80::1%eth0/64", "", None]
+)
+def test_a_network_is_read_as_go_reads_it(dst):
+    """Without its length it would be one host here and nothing to a Go program; netmasks and zones are no CIDR."""
+    with pytest.raises(CniError, match=r"result: routes\[0\]\.dst must be a network with its prefix length"):
+        results.read({"cniVersion": "1.0.0", "routes": [{"dst": dst}]})
+
+
+@pytest.mark.parametrize(
+    "item", [{"address": "10.1.0.2/255.255.0.0"}, {"address": "10.1.0.2/24", "gateway": "fe80::1%eth0"}]
+)
+def test_an_address_is_read_as_go_reads_it(item):
+    """No netmask, no zone."""
+    with pytest.raises(CniError, match=r"ips\[0\]"):
+        results.read({"cniVersion": "1.0.0", "ips": [item]})
+
+
+@pytest.mark.parametrize("version", ["0.3.0", "0.4.0", "1.0.0", "1.1.0"])
+def test_what_a_route_wants_is_said_in_every_dialect_with_routes(version):
+    """What IPAM says of a route reaches the plugin that adds it, as with the reference plugins."""
+    route = {"dst": "10.8.0.1/32", "mtu": 1400, "priority": 5, "table": 100, "scope": 253}
+    body = {"cniVersion": version, "routes": [route]}
+    assert [route] == results.write(results.read(body), version)["routes"]

@@ -107,6 +107,12 @@ def _case(name: str, base: dict[str, Any], ipam: dict[str, Any] | None, more: di
     return Case(name, {**config, "ipam": ipam} if ipam is not None else config, **own)
 
 
+def static(address: str, gateway: str, *routes: str) -> dict[str, Any]:
+    """Return an IPAM config with one address and routes through its gateway."""
+    given = [{"address": address, "gateway": gateway}]
+    return {"type": "static", "addresses": given, "routes": [{"dst": dst} for dst in routes]}
+
+
 ROUTES = [{"dst": "192.168.0.0/16"}, {"dst": "172.16.0.0/12", "gw": "10.9.0.9"}]
 CASES = [
     br("plain layer 2"),
@@ -130,6 +136,14 @@ CASES = [
         isDefaultGateway=True,
     ),
     br("routes", {**POOL, "routes": ROUTES}),
+    br("default route without its length", {**POOL, "routes": [{"dst": "0.0.0.0"}]}, isGateway=True, _fails=True),
+    br("route with a netmask", {**POOL, "routes": [{"dst": "10.1.0.0/255.255.0.0"}]}, _fails=True),
+    br("route without a network", {**POOL, "routes": [{"gw": "10.9.0.1"}]}, _fails=True),
+    br("subnet with a netmask", {"type": "host-local", "subnet": "10.9.0.0/255.255.255.0"}, _fails=True),
+    br("gateway outside", static("10.9.0.5/32", "10.8.0.1", "0.0.0.0/0"), _fails=True),
+    br("gateway6 outside", static("fd09::5/64", "fd08::1", "::/0"), _fails=True),
+    br("gateway6 of the link", static("fd09::5/64", "fe80::1", "::/0")),
+    br("gateway's own route in its subnet", static("10.9.0.5/24", "10.9.0.1", "10.9.0.1/32", "0.0.0.0/0")),
     br("default route from ipam", {**POOL, "routes": [{"dst": "0.0.0.0/0"}]}, isGateway=True),
     br("routes of both families", {**BOTH, "routes": [{"dst": "192.168.0.0/16"}, {"dst": "fd99::/48"}]}),
     br("gateway on an old bridge", POOL, isGateway=True, _before=(old_bridge,)),
@@ -146,6 +160,7 @@ CASES = [
     br("mac from CNI_ARGS", _args="MAC=02:00:00:00:00:11"),
     br("mac from args.cni", args={"cni": {"mac": "02:00:00:00:00:12"}}, _args="MAC=02:00:00:00:00:11;IgnoreUnknown=1"),
     br("mac from the runtime", runtimeConfig={"mac": "02:00:00:00:00:13"}, args={"cni": {"mac": "02:00:00:00:00:12"}}),
+    br("mac of a group", _args="MAC=01:00:5e:00:00:01", _fails=True),
     br("mac of nobody", runtimeConfig={"mac": "nonsense"}, _fails=True),
     br(
         "dns of the config",
@@ -187,6 +202,8 @@ CASES = [
     mv("mac of the config", mac="02:00:00:00:00:21"),
     mv("mac from CNI_ARGS", mac="02:00:00:00:00:21", _args="MAC=02:00:00:00:00:22"),
     mv("mac from the runtime", runtimeConfig={"mac": "02:00:00:00:00:23"}, _args="MAC=02:00:00:00:00:22"),
+    mv("mac of a group", mac="01:00:5e:00:00:01", _fails=True),
+    mv("mac of zeros", mac="00:00:00:00:00:00", _fails=True),
     mv("dns of the config", POOL, dns={"nameservers": ["10.0.0.53"]}),
     mv("dns of ipam is dropped", {"type": "static", "addresses": [{"address": "10.9.0.5/24"}], "dns": {"domain": "c"}}),
     mv("spec 0.4.0", BOTH, _version="0.4.0"),
@@ -270,6 +287,8 @@ CASES = [
         runtimeConfig={"ips": ["10.10.0.8/24"]},
         args={"cni": {"ips": ["10.10.0.7/24"]}},
     ),
+    br("static with a netmask", {"type": "static", "addresses": [{"address": "10.9.0.5/255.255.255.0"}]}, _fails=True),
+    br("static route without its length", static("10.9.0.5/24", "10.9.0.1", "0.0.0.0"), _fails=True),
     br("static without prefix", {"type": "static", "addresses": [{"address": "10.9.0.5"}]}, _fails=True),
 ]
 

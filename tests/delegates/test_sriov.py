@@ -44,7 +44,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"link_state": "up"}, "invalid link_state value 'up'"),
     ({"min_tx_rate": 2, "max_tx_rate": 1}, "min_tx_rate 2 is greater than max_tx_rate 1"),
     ({"max_tx_rate": 2**32}, "'max_tx_rate'"),
-    ({"mac": "02:00"}, "'02:00' is not a hardware address"),
+    ({"mac": "02:00"}, "sriov: 'mac': '02:00' is not a hardware address"),
+    ({"mac": "33:33:00:00:00:01"}, "sriov: 'mac': 33:33:00:00:00:01 is a multicast address"),
+    ({"runtimeConfig": {"mac": "00:00:00:00:00:00"}}, "runtimeConfig: 'mac': 00:00:00:00:00:00 is zero"),
     ({"deviceID": "eth0"}, "deviceID 'eth0' is not a PCI address"),
     ({"deviceID": "../../../etc"}, "is not a PCI address"),
 ]

@@ -170,3 +170,15 @@ def test_wishes_are_met_exactly_when_they_can_be(wishes, given):
         assert (7, []) == (error.code, ways)
         return
     assert ways[0] == tuple((device.id, device.resource) for device in found if device)
+
+
+def test_an_unknown_claim_is_answered_with_those_that_there_are():
+    """The pod has no such claim: advice about resources would send people the wrong way."""
+    error = refusal([Wish("ns/a as net1", claim="gpu")], [vf("b", claims=("x", "x/r1"))], [])
+    assert "network ns/a as net1 wants a device of claim gpu, and the pod has no such claim" in error.msg
+    assert (7, "name one of those that did: x, x/r1") == (error.code, error.details)
+    assert "no claim of the pod" in refusal([Wish("n1", claim="gpu")], [vf("b")]).details
+    assert (
+        "2 wanted (n1, n2), 1 given"
+        in refusal([Wish("n1", claim="x"), Wish("n2", claim="x")], [vf("b", claims=("x",))]).msg
+    )

@@ -137,6 +137,21 @@ def test_what_cannot_be_given_is_refused_before_anything_is_touched(stage, netwo
     assert ([], []) == (stage.plugins.calls("first"), left(stage))
 
 
+def test_two_networks_of_one_definition_are_told_apart(stage):
+    """By their interfaces, in what is wanted and in what clashes."""
+    stage.pod("p", "single,single@x,single,single")
+    with pytest.raises(
+        CniError, match=r"4 wanted \(default/single as net1, default/single as x, default/single as net3"
+    ):
+        stage.run("ADD", "p")
+    stage.pod("p", [{"name": "single", "deviceID": A}, {"name": "single", "deviceID": A, "interface": "x"}])
+    with pytest.raises(CniError, match=r"default/single as net1 and default/single as x"):
+        stage.run("ADD", "p")
+    stage.pod("p", [{"name": "list", "default-route": ["10.0.0.1"]}, {"name": "list", "default-route": ["10.0.0.2"]}])
+    with pytest.raises(CniError, match=r"network default/list as net1 \(10\.0\.0\.1\), network default/list as net2"):
+        stage.run("ADD", "p")
+
+
 def test_a_pod_that_kubelet_does_not_know_is_tried_again(stage):
     """Code 11, with network and resource, before anything is touched."""
     stage.pod("q", "single")
