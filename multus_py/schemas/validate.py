@@ -220,6 +220,7 @@ _IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*\Z")
 _FORMAT_WORDS = {
     "ip": ("an IP address", "10.1.2.3"),
     "ip-or-cidr": ("an IP address", "10.1.2.3/24"),
+    "cidr": ("a network with its prefix length", "10.1.0.0/16 (0.0.0.0/0 is everything)"),
     "mac": ("a hardware address of 6 bytes, or of 20 (InfiniBand)", "02:00:00:00:00:01"),
     "guid": ("an InfiniBand GUID of 8 bytes", "11:22:33:44:55:66:77:88"),
     "label": ("a DNS label", "team-a"),
@@ -231,6 +232,7 @@ _FORMAT_WORDS = {
 _FORMAT_TESTS: Mapping[str, Callable[[str], bool]] = {
     "ip": _is_address,
     "ip-or-cidr": _is_cidr,
+    "cidr": lambda text: "/" in text and _is_cidr(text),
     "mac": names.is_mac,
     "guid": names.is_guid,
     "label": names.is_label,
