@@ -133,7 +133,7 @@ def beside(
     """
     network = sources.selected(choice, pod.namespace)
     capabilities.refuse_unheard(network.name, network.conflist, choice)
-    wish = _wish(network)
+    wish = _wish(network, choice.interface)
     (device,) = devices.assign([wish], [partial(_left_over, source, there) for source in given])
     decided = _attach(1, network, call, sources.config, pod, device=device)
     _refuse_rival_gateways((*there, decided))

@@ -271,7 +271,7 @@ def test_routers_are_heard_again_when_the_claimer_goes(stage):
     attached(stage, "b,d")
     everywhere(stage)
     netlink.visit(stage.netns, lambda: netlink.write_sysctl("net/ipv6/conf/eth0/accept_ra_defrtr", "0"))
-    claim = gateway.Claim("network default/b as net1", "net1", ipaddress.ip_address("fd89::1"))
+    claim = gateway.Claim("network default/b as net1", "net1", (ipaddress.ip_address("fd89::1"),))
     gateway.settle(stage.netns, [claim])
     assert [(6, "net1", "fd89::1")] == [route for route in defaults(stage) if route[0] == 6]
     gateway.settle(stage.netns, [claim])  # once more changes nothing
@@ -289,18 +289,18 @@ def test_routers_are_heard_again_when_the_claimer_goes(stage):
 
 
 @pytest.mark.skipif(not Path("/usr/lib/cni/sbr").exists(), reason="needs the reference plugins")
-@pytest.mark.parametrize("via", ["10.89.0.1", "fd89::1"])
-def test_a_claimer_may_be_routed_by_source(stage, via):
+@pytest.mark.parametrize("vias", [["10.89.0.1"], ["fd89::1"], ["10.89.0.1", "10.89.0.9"], ["fd89::1", "fd89::9"]])
+def test_a_claimer_may_be_routed_by_source(stage, vias):
     """sbr moves its interface's routes to another table: the default route is taken over all the same."""
     native = stage.settings["delegateBackend"] == "builtin"
     stage.settings["delegateBackend"] = "auto" if native else "exec"
     member = bridge("br1", {"type": "static"}, "10.89.0.2/24", "10.89.0.1", "fd89::2/64", "fd89::1")
     version = member.pop("cniVersion")
     stage.definition("s", {"cniVersion": version, "name": "s", "plugins": [member, {"type": "sbr"}]})
-    _, status = attached(stage, f'[{{"name":"s","default-route":["{via}"]}}]')
-    family = ipaddress.ip_address(via).version
-    assert [(family, "net1", via)] == [route for route in defaults(stage) if route[0] == family]
-    assert [via] == status["net1"]["gateway"]
+    _, status = attached(stage, json.dumps([{"name": "s", "default-route": vias}]))
+    family = ipaddress.ip_address(vias[0]).version
+    assert {(family, "net1", via) for via in vias} == {route for route in defaults(stage) if route[0] == family}
+    assert set(vias) == set(status["net1"]["gateway"])
     if native:  # the executable's CHECK looks for the gateway in the main table, where sbr left nothing
         netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
 
@@ -312,7 +312,7 @@ def test_a_gateway_in_no_network_of_the_claimer_is_refused_by_name(stage, via):
         attached(stage, f'[{{"name":"b","default-route":["{via}"]}}]')
     held = "10.89.0.2/24" if "." in via else "fd89::2/64"
     assert (
-        f"network default/b as net1: default-route {via}: the gateway is in no network of net1 ({held}"
+        f"network default/b as net1: default-route {via}: the gateway {via} is in no network of net1 ({held}"
         in caught.value.msg
     )
     assert (7, True) == (caught.value.code, '"scope": 253' in caught.value.details)
@@ -324,7 +324,7 @@ def test_equal_default_routes_all_come_back(stage):
         kernel.create_bridge("br2")
     attached(stage, "b,d")
     before = ways_out(stage)
-    claim = gateway.Claim("network default/b as net1", "net1", ipaddress.ip_address("10.89.0.1"))
+    claim = gateway.Claim("network default/b as net1", "net1", (ipaddress.ip_address("10.89.0.1"),))
     gateway.settle(stage.netns, [claim])
     assert [(4, "net1", "10.89.0.1")] == [route for route in defaults(stage) if route[0] == 4]
     with netlink.open(stage.netns) as kernel:

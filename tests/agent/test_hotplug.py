@@ -121,7 +121,8 @@ def test_a_default_route_that_cannot_be_is_taken_back(attached):
     """A gateway that the kernel refuses: the network is gone again, the pod's own way out is as it was."""
     asked = '[{"name":"b"},{"name":"m"},{"name":"b","default-route":["10.99.0.1"]}]'
     assert ([], []) == followed(attached, asked, done=False)
-    assert "network default/b as net3: default-route 10.99.0.1: the gateway is in no network" in events(attached)[-1][1]
+    words = "network default/b as net3: default-route 10.99.0.1: the gateway 10.99.0.1 is in no network"
+    assert words in events(attached)[-1][1]
     assert (["eth0", "net1", "net2"],) * 2 == interfaces(attached)
     assert (BY_ETH0,) * 3 == default_routes(attached)
     netlink.visit(attached.host, lambda: attached.stage.run("CHECK", "p"))
