@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from story import Stage, namespace
 
-from multus_py import gateway, netlink
+from multus_py import gateway, netlink, plan
 from multus_py.agent import hotplug
 from multus_py.cli import status as status_command
 from multus_py.cni.errors import CniError
@@ -243,8 +243,9 @@ def test_a_network_plugged_in_later_hears_no_router_either(stage):
     attached(stage, '[{"name":"b","default-route":["10.89.0.1","fd89::1"]}]')
     stage.pod("p", '[{"name":"b","default-route":["10.89.0.1","fd89::1"]},{"name":"d"}]')
     node = stage.node()
-    pod = node.store.pod(PodRef("default", "p"))
-    netlink.visit(stage.settings["host"], lambda: hotplug.follow(pod, node, lambda entry: stage.call("ADD", "p")))
+    pod, call = node.store.pod(PodRef("default", "p")), stage.call("ADD", "p")
+    added = plan.attachments(call, node.config, pod, node.store)[-1]
+    netlink.visit(stage.settings["host"], lambda: hotplug.plug(added, call, node, pod))
     everywhere(stage)
     assert {(4, "net1", "10.89.0.1"), (6, "net1", "fd89::1")} == defaults(stage)
     netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
