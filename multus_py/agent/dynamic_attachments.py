@@ -165,8 +165,8 @@ class _Failing:
 class DynamicAttachments:
     """Has pods looked at when they or what they wait for changed, until each has what it asks for.
 
-    *wanted* tells whether the config says so, *ready* whether the cluster's word is known; *run* gives the work of one
-    sandbox its place among the runtime's calls.
+    *wanted* tells whether the config says so, *ready* whether the cluster's word is known; *run* counts the work of
+    one sandbox among the runtime's calls.
     """
 
     def __init__(

@@ -37,7 +37,8 @@ def sandbox(call: Call, node: Node, adopt: Callable[[], bool]) -> Iterator[tuple
     elsewhere, so that its DEL stays whole. Else it is `Gone`.
     """
     known = [ifname for container_id, ifname in node.journal.sandboxes() if container_id == call.container_id]
-    with node.journal.page(call.container_id, known[0] if known else PRIMARY) as page:
+    ifname = known[0] if known else PRIMARY
+    with node.journal.page(call.container_id, ifname) as page, node.place(call.verb):
         # A page without attachments tells of failures alone: what the sandbox had is detached.
         if not (page.entry and page.entry.attachments) and not adopt():
             raise Gone(

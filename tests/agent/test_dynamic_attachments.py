@@ -4,6 +4,7 @@
 import base64
 import json
 import signal
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,8 +99,8 @@ def test_the_newest_edit_wins(running):
     until((folder / "began").exists, running.log)
     running.stage.pod("p", "m")
     until(lambda: ("RemovedInterface", "Remove net2 from default/slow") in events(running), running.log)
+    until(lambda: ["default/m"] == [item.name for item in journalled(running)[1:]], running.log)
     has(running, "eth0", "net1")
-    assert ["default/m"] == [item.name for item in journalled(running)[1:]]
     running.call("DEL", "p")
 
 
@@ -158,6 +159,20 @@ def test_a_deleted_definition_hinders_no_other_change(attached):
     (attached.folder / "manifests" / "NetworkAttachmentDefinition-default-m.json").unlink()
     assert (["net3"], ["net1"]) == followed(attached, "m,s@net3")
     assert ([], ["net2"]) == followed(attached, "s")
+
+
+def test_each_network_has_a_place_in_the_lane_of_adds(attached):
+    """What is attached and detached for the annotation's sake is bounded with the runtime's own calls."""
+    taken = []
+
+    @contextmanager
+    def place(verb):
+        taken.append(verb)
+        yield
+
+    attached.stage.pod("p", "b,s")
+    assert look(attached, replace(attached.stage.node(), place=place))
+    assert ["ADD", "ADD"] == taken
 
 
 def test_one_network_s_failure_leaves_the_others_alone(attached):
