@@ -94,10 +94,11 @@ def attachments(
     networks = list(_cluster_networks(sources, pod))
     networks += _selected(pod, sources)
     networks += _auxiliary(config)
+    names = [f"{network.name} as {_ifname(n, network, call)}" for n, network in enumerate(networks)]
     if call.verb != "DEL":  # which has to work for what came to be before this was refused
-        for network in networks:
-            capabilities.refuse_unheard(network.name, network.conflist, network.selection)
-    wishes = [_wish(network, _ifname(n, network, call)) for n, network in enumerate(networks)]
+        for name, network in zip(names, networks, strict=True):
+            capabilities.refuse_unheard(name, network.conflist, network.selection)
+    wishes = [_wish(name, network) for name, network in zip(names, networks, strict=True)]
     chosen = [None] * len(wishes) if given is None else devices.assign(wishes, given)
     decided = tuple(
         _attach(n, network, call, config, pod, device=device)
@@ -113,7 +114,7 @@ def one_more(conf: Conflist, choice: Selection, call: Call, config: MultusConfig
     plugins = tuple(_with_cni_args(plugin, choice.cni_args) for plugin in conf.plugins)
     name = f"{choice.namespace}/{choice.name}" if choice.namespace else conf.name
     if call.verb == "ADD":
-        capabilities.refuse_unheard(name, conf, choice)
+        capabilities.refuse_unheard(f"{name} as {choice.interface}", conf, choice)
     decided = _attach(1, Network(name, replace(conf, plugins=plugins), choice), call, config, pod)
     return replace(decided, origin=REQUEST)
 
@@ -132,8 +133,9 @@ def beside(
     *choice* names its interface. Its device is one that the pod was *given* and that none of those has.
     """
     network = sources.selected(choice, pod.namespace)
-    capabilities.refuse_unheard(network.name, network.conflist, choice)
-    wish = _wish(network, choice.interface)
+    name = f"{network.name} as {choice.interface}"
+    capabilities.refuse_unheard(name, network.conflist, choice)
+    wish = _wish(name, network)
     (device,) = devices.assign([wish], [partial(_left_over, source, there) for source in given])
     decided = _attach(1, network, call, sources.config, pod, device=device)
     _refuse_rival_gateways((*there, decided))
@@ -404,9 +406,8 @@ def _ifname(n: int, network: Network, call: Call) -> str:
     return (network.selection.interface if network.selection else "") or (call.ifname if n == 0 else f"net{n}")
 
 
-def _wish(network: Network, ifname: str) -> devices.Wish | None:
-    """Return what device a network wants, None when it wants none; what the pod wrote goes before the definition."""
-    name = f"{network.name} as {ifname}"
+def _wish(name: str, network: Network) -> devices.Wish | None:
+    """Return what device a network, *name* for people, wants, None when none; the pod's word goes first."""
     asked = network.selection or Selection("", "")
     wish = devices.Wish(name, asked.resource or network.resource, asked.device_id, asked.container, asked.claim)
     if wish.container and not wish.counted:

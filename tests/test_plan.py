@@ -171,7 +171,7 @@ def test_what_is_asked_and_no_plugin_would_be_told_is_refused(stage, chain, aske
     capability = {"infiniband-guid": "infinibandGUID"}.get(key, key)
     error = refusal(stage, [element])
     assert 7 == error.code
-    assert f"network default/c: {key!r} is asked for" in error.msg
+    assert f"network default/c as net1: {key!r} is asked for" in error.msg
     assert advice.format(f'"capabilities": {{"{capability}": true}}') in error.details
     node = stage.node()
     pod = node.store.pod(PodRef("default", "p"))

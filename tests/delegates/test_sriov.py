@@ -56,7 +56,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_what_cannot_be_is_refused_with_its_key(keys: dict[str, Any], words: str) -> None:
     """A wrong value is code 7 and says which key is wrong, before anything is touched."""
     with pytest.raises(CniError) as caught:
-        sriov.parse(call(**keys))
+        sriov.parse(call(**{"deviceID": DEVICE, **keys}))
     assert Code.INVALID_CONFIG == caught.value.code
     assert words in caught.value.msg
 
@@ -64,13 +64,22 @@ def test_what_cannot_be_is_refused_with_its_key(keys: dict[str, Any], words: str
 def test_what_is_not_mentioned_stays_as_it_is() -> None:
     """Only the VLAN has a default; a rate that is not mentioned keeps the function's own."""
     now = VirtualFunction(0, rates=(5, 50), trust=True)
-    quiet = sriov.parse(call()).wanted(now)
+    quiet = sriov.parse(call(deviceID=DEVICE)).wanted(now)
     assert {"trust": None, "spoofchk": None, "link_state": None} == {
         key: quiet[key] for key in ("trust", "spoofchk", "link_state")
     }
     assert ((0, 0, 0x8100), (5, 50)) == (quiet["vlan"], quiet["rates"])
     loud = sriov.parse(
-        call(vlan=7, vlanQoS=3, vlanProto="802.1AD", trust="off", spoofchk="on", link_state="auto", max_tx_rate=0)
+        call(
+            deviceID=DEVICE,
+            vlan=7,
+            vlanQoS=3,
+            vlanProto="802.1AD",
+            trust="off",
+            spoofchk="on",
+            link_state="auto",
+            max_tx_rate=0,
+        )
     ).wanted(now)
     assert {
         "trust": False,
