@@ -160,10 +160,12 @@ class _Line:
         except BlockingIOError as cause:
             raise self._hangs() from cause
         except OSError as cause:
+            self.lost = True
             raise CniError(Code.TRY_AGAIN, f"the process that starts executables does not answer: {cause}") from cause
 
     def _hangs(self) -> CniError:
         """End the process with all that it started; return what its callers are told."""
+        self.lost = True  # at once: who listens learns of the end a moment later
         self._child.end(with_children=True)
         return CniError(
             Code.TRY_AGAIN,
