@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multus_py.cni.errors import CniError, Code
+from multus_py.cni.text import one_line
 
 if TYPE_CHECKING:
     from multus_py.journal import Journal, Page
@@ -136,11 +137,11 @@ def _show(leaks: Sequence[Leak], sandbox: str, args: argparse.Namespace) -> None
         return
     print(f"sandbox {sandbox} {'would be' if args.dry_run else 'is'} forgotten; what it may still hold:")
     for leak in leaks:
-        print(f"  network {leak.network} as {leak.ifname}, plugins {', '.join(leak.plugins)}")
+        print(f"  network {one_line(leak.network)} as {leak.ifname}, plugins {', '.join(leak.plugins)}")
         held = {"addresses": " ".join(leak.addresses), "IPAM": leak.ipam, "device": leak.device, "DEL": leak.reason}
         for what, value in held.items():
             if value:
-                print(f"    {what}: {value}")
+                print(f"    {what}: {one_line(value)}")
     if not leaks:
         print("  nothing that anybody knows of")
 
