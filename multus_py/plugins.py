@@ -86,18 +86,24 @@ class Plugins:
     def _release_skipped(self, plugin_type: str, call: Call) -> None:
         """Give the addresses back of an interface whose namespace is gone: some executables then confirm at once.
 
-        Which IPAM plugin it was is in the config; one that is neither ours nor on CNI_PATH is that plugin's own.
+        Which IPAM plugin it was is in the config, and that plugin has nothing to give back itself; one that is neither
+        ours nor on CNI_PATH is that executable's own affair.
         """
         ipam = call.config.get("ipam")
-        if not isinstance(ipam, Mapping) or not ipam.get("type") or (call.netns and os.path.exists(call.netns)):  # noqa: PTH110
-            return
-        if ipam["type"] == plugin_type:  # the IPAM plugin itself, which was asked with the same config
+        kind = ipam.get("type") if isinstance(ipam, Mapping) else None
+        if not isinstance(kind, str) or kind in ("", plugin_type) or (call.netns and os.path.exists(call.netns)):  # noqa: PTH110
             return
         try:
-            self.choose(ipam["type"], call)
+            self.choose(kind, call)
         except CniError:
             return
-        self.run(ipam["type"], call)
+        try:
+            self.run(kind, call)
+        except CniError as trouble:
+            if plugin_type in DELEGATES_IPAM:
+                raise
+            # What others write into 'ipam' may be half a config: they confirmed, and know better.
+            log.info("plugin %s confirmed DEL, IPAM plugin %s did not: %s", plugin_type, kind, trouble)
 
     def refuse_unfit(self, plugin_type: str, call: Call) -> None:
         """Raise what an ADD of this plugin would say of its config alone, its IPAM plugin's included."""

@@ -401,3 +401,38 @@ def test_pages_hold_one_line_for_each_plugin_and_one_fsync(stage, monkeypatch):
     assert (1, 5) == (len(synced), len(lines))
     entry = stage.node().journal.read("c1", "eth0")
     assert {"eth0": journal.Progress(1, 1), "net1": journal.Progress(2, 2)} == entry.progress
+
+
+@pytest.mark.parametrize("plugin", ["ptp", "two"])
+def test_an_ipam_executable_is_asked_once_more_and_no_further(stage, plugin):
+    """Without a namespace its executable's IPAM plugin is asked beside it; that one has no IPAM plugin of its own."""
+    stage.plugins.plugin("pool")
+    stage.plugins.plugin(plugin)
+    stage.definition("x", {"cniVersion": "1.0.0", "name": "xnet", "type": plugin, "ipam": {"type": "pool"}})
+    assert "" == told(stage, "ADD")
+    assert "" == told(stage, "DEL", netns="")
+    assert 1 == len(stage.plugins.calls("pool", "DEL"))
+
+
+def test_a_native_delegates_ipam_executable_is_asked_once(stage):
+    """macvlan with an executable for addresses, and no namespace: one DEL reaches it."""
+    stage.plugins.plugin("pool", ADD={"result": {"cniVersion": "1.0.0", "ips": [{"address": "10.71.0.2/24"}]}})
+    with netlink.open(stage.settings["host"]) as kernel:
+        kernel.create_veth("nic0", "nic1")
+    config = {"cniVersion": "1.0.0", "name": "xnet", "type": "macvlan", "master": "nic0", "ipam": {"type": "pool"}}
+    stage.definition("x", config)
+    assert "" == told(stage, "ADD")
+    assert "" == told(stage, "DEL", netns="")
+    assert 1 == len(stage.plugins.calls("pool", "DEL"))
+
+
+def test_what_an_executable_means_by_ipam_is_its_own_affair(stage):
+    """One that starts no IPAM plugin of its config by the standard is believed, whatever that plugin says of half a
+    config; of one that does, the addresses stay reserved, and DEL says so."""
+    stage.plugins.plugin("pool", DEL=NO)
+    for plugin in ("two", "ptp"):
+        stage.plugins.plugin(plugin)
+        stage.definition("x", {"cniVersion": "1.0.0", "name": "xnet", "type": plugin, "ipam": {"type": "pool"}})
+        assert "" == told(stage, "ADD")
+        said = told(stage, "DEL", netns="")
+        assert (plugin == "ptp") == ("plugin pool: scripted no" in said)
