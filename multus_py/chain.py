@@ -31,10 +31,13 @@ class Chain:
     cache: ResultCache
 
     def refuse_unfit(self, attachment: Attachment, call: Call) -> None:
-        """Raise what can be known before anything is touched: a plugin that is not there, a config it cannot read."""
+        """Raise what can be known before anything is touched: a plugin that is not there, a config it cannot read.
+
+        A config is read for the verb of *call*: STATUS and DEL do without what only ADD needs, a device first of all.
+        """
         for plugin in attachment.conflist.plugins:
             try:
-                self.plugins.refuse_unfit(plugin["type"], self._call("ADD", attachment, plugin, call, None))
+                self.plugins.refuse_unfit(plugin["type"], self._call(call.verb, attachment, plugin, call, None))
             except CniError as error:
                 raise error.while_(str(attachment)) from error
 

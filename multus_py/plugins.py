@@ -106,7 +106,7 @@ class Plugins:
             log.info("plugin %s confirmed DEL, IPAM plugin %s did not: %s", plugin_type, kind, trouble)
 
     def refuse_unfit(self, plugin_type: str, call: Call) -> None:
-        """Raise what an ADD of this plugin would say of its config alone, its IPAM plugin's included."""
+        """Raise what the verb of *call* would say of this plugin's config alone, its IPAM plugin's included."""
         chosen = self.choose(plugin_type, call)
         ipam = call.config.get("ipam")
         if not isinstance(chosen, Path):

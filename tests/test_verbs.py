@@ -323,3 +323,9 @@ def test_an_ipam_executable_is_asked_once_when_the_namespace_is_gone(stage):
     stage.run("ADD", "p")
     stage.run("DEL", "p", netns="")
     assert (1, []) == (len(stage.plugins.calls("pool", "DEL")), stage.left())
+
+
+def test_status_asks_for_no_device(stage):
+    """A network of the cluster that is served by a device plugin: which function is free is not known before a pod."""
+    sriov = {"cniVersion": "1.1.0", "name": "fast", "type": "sriov"}
+    stage.run("STATUS", delegates=[{"cniVersion": "1.1.0", "name": "cluster", "type": "first"}, sriov])
