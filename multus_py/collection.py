@@ -26,12 +26,11 @@ def gc(call: Call, node: Node) -> None:
     """Detach every sandbox that the runtime no longer lists, then let every network's plugins sweep."""
     valid = _valid(call)
     known = node.journal.sandboxes()
-    owners = {container_id for container_id, _ in known} | {container_id for container_id, _ in valid}
     with node.place(call.verb):
         finish(
             "garbage collection",
             *(partial(_collect, *one, call, node) for one in known if one not in valid),
-            *(partial(_collect_stray, one, call, node) for one in sorted(node.chain.cache.sandboxes() - owners)),
+            *(partial(_collect_stray, one, call, node) for one in sorted(_strays(node, valid))),
             partial(_sweep, call, node, valid),
         )
 
@@ -43,6 +42,15 @@ def _collect(container_id: str, ifname: str, call: Call, node: Node) -> None:
             return
         gone = replace(call, container_id=container_id, ifname=ifname, netns=page.entry.netns if page.entry else "")
         teardown.sandbox(page, gone, node)
+
+
+def _strays(node: Node, valid: frozenset[Sandbox]) -> set[str]:
+    """Return the containers that only kept results tell of.
+
+    The pages are looked at after the results: an ADD that begins meanwhile has its page before its first result.
+    """
+    kept = node.chain.cache.sandboxes()
+    return kept - {container_id for container_id, _ in (*node.journal.sandboxes(), *valid)}
 
 
 def _collect_stray(container_id: str, call: Call, node: Node) -> None:
@@ -86,17 +94,22 @@ def _sweep_network(network: Attachment, call: Call, node: Node, valid: frozenset
 
 def _used(network: Attachment, call: Call, node: Node, valid: frozenset[Sandbox]) -> tuple[set[Sandbox], list[str]]:
     """Return who uses a network, and the living sandboxes of which that is not known."""
-    pages, found = node.journal.sandboxes(), {}
-    for container_id, ifname in pages:
-        with suppress(CniError):  # a page that cannot be read tells of nobody
-            found[container_id] = node.journal.read(container_id, ifname).attachments
+    pages = node.journal.sandboxes()
+    found: dict[str, tuple[Attachment, ...]] = {}
     strangers = []
+    for container_id, ifname in pages:
+        try:
+            there = node.journal.read(container_id, ifname).attachments
+        except CniError:  # a page that cannot be read tells of nobody
+            strangers += [container_id] if (container_id, ifname) in valid else []
+        else:
+            found[container_id] = (*found.get(container_id, ()), *there)
     for container_id, ifname in sorted(valid):
         if container_id not in found:
             kept = node.chain.cache.attachments(container_id, ifname)
             before = takeover.attachments(node.config.cni_dir, replace(call, container_id=container_id), kept)
             found[container_id] = (*before, *kept)
-            if not found[container_id] or (container_id, ifname) in pages:
+            if not found[container_id]:
                 strangers.append(container_id)
     uses = [(owner, one) for owner, there in found.items() for one in there]
     return {(owner, one.ifname) for owner, one in uses if one.conflist.name == network.conflist.name}, strangers

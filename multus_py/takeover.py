@@ -22,7 +22,7 @@ def attachments(cni_dir: Path, call: Call, kept: Sequence[Attachment]) -> tuple[
     """Return what multus-cni attached to the sandbox of *call*; *kept* is what the kept results tell of it."""
     try:
         found = decode((cni_dir / call.container_id).read_bytes(), call)
-    except (OSError, CniError):
+    except (OSError, ValueError, CniError):  # a runtime's list may hold what is no name of a file
         return ()
     results = {attachment.ifname: attachment for attachment in kept}
     return tuple(

@@ -2,11 +2,14 @@
 """GC: the runtime's list is the truth, and no plugin is told that something living is dead."""
 
 import threading
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from running import until
 from story import Stage, namespace
 
+from multus_py import collection
 from multus_py.cni.errors import CniError
 
 
@@ -105,3 +108,36 @@ def test_one_sandboxs_error_keeps_no_other(stage):
         collect(stage)
     assert ["first@c1@eth0", "first@c2@eth0"] == stage.plugins.held()
     assert 1 == len(told(stage, "first"))
+
+
+def test_an_add_that_ends_before_the_collection_begins_is_not_taken_for_a_stray(stage):
+    """GC waits for its place, a pod starts meanwhile: its results have a page beside them."""
+    stage.run("ADD", "p")
+
+    @contextmanager
+    def late(verb):
+        stage.run("ADD", "p", container="late")
+        yield
+
+    call = stage.call("GC", **{"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]})
+    collection.gc(call, replace(stage.node(), place=late))
+    assert ["first@c1@eth0", "first@late@eth0", "one@c1@net1", "one@late@net1"] == stage.plugins.held()
+
+
+def test_all_pages_of_a_container_count(stage):
+    """A runtime that calls us twice for one container: what either call attached is in use."""
+    stage.run("ADD", "p")
+    book = stage.node().journal
+    entry = book.read("c1", "eth0")
+    with book.page("c1", "eth1") as page:
+        page.write(replace(entry, ifname="eth1", attachments=(replace(entry.attachments[0], ifname="eth1"),)))
+    listed = [{"containerID": "c1", "ifname": ifname} for ifname in ("eth0", "eth1")]
+    stage.run("GC", **{"cni.dev/valid-attachments": listed})
+    assert [["c1@net1"]] == told(stage, "one")
+
+
+def test_a_list_with_what_is_no_container_is_swept_with(stage):
+    """Whatever a runtime lists is valid for the default network, and nothing in it keeps others from being swept."""
+    stage.run("ADD", "p")
+    collect(stage, "c1", "", "a\0b", "\ud800", "../../etc/passwd")
+    assert 5 == len(told(stage, "first")[0])
