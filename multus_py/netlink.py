@@ -332,6 +332,14 @@ def remove_namespace(path: str) -> None:
         raise NetlinkError.of(f"remove the namespace {path}", cause) from cause
 
 
+def is_own(netns: str) -> bool:
+    """Tell whether *netns* is the namespace that this thread is in; False where there is none."""
+    try:
+        return bool(netns) and os.path.samestat(os.stat(netns), os.stat("/proc/thread-self/ns/net"))  # noqa: PTH116  a link that leads to no path
+    except OSError:
+        return False
+
+
 def remove_links(netns: str, names: Iterable[str]) -> None:
     """Delete those of the links *names* that are in a namespace; return when nobody can see them any more.
 

@@ -30,16 +30,29 @@ def sandbox(page: Page, call: Call, node: Node) -> tuple[Failure, ...]:
     What came to be and could not be detached stays on the page, and its errors are raised together. The page is cleared
     when nothing is left.
     """
+    call = _in_its_namespace(page, call)
     there, before = known(page, call, node), page.entry or _unknown(call, node)
     if page.damaged:
         page.set_aside()
     stays, failures, troubles = _detached(there, call, node)
-    old = _again(before.failures, [], call, node)
+    old = _again(before.failures, [one.ifname for one in stays], call, node)
     _keep(page, replace(before, attachments=tuple(reversed(stays)), failures=(*old, *failures)))
     if troubles:
         raise gathered(f"sandbox {call.container_id}: left behind, to be tried again", troubles)
     takeover.forget(node.config.cni_dir, call.container_id)
     return (*old, *failures)
+
+
+def _in_its_namespace(page: Page, call: Call) -> Call:
+    """Return *call* without a namespace that cannot be the sandbox's: what has its interfaces' names there is not its.
+
+    No namespace outlives its boot, and `/proc/<pid>/ns/net` then leads to somebody else's. In our own namespace ADD
+    attaches nothing, unless it is told to: of a sandbox that nobody knows, nothing in there is ours.
+    """
+    if page.entry:
+        of_another_boot = page.entry.boot not in ("", journal.boot())
+        return replace(call, netns="") if of_another_boot else call
+    return replace(call, netns="") if not call.same_netns_allowed and netlink.is_own(call.netns) else call
 
 
 def failures(page: Page, call: Call, node: Node) -> None:
@@ -56,9 +69,15 @@ def strays(there: Iterable[Attachment], call: Call, node: Node) -> None:
         raise gathered(f"sandbox {call.container_id}: left behind, to be tried again", troubles)
 
 
-def detach(attachment: Attachment, progress: Progress, call: Call, node: Node) -> Failure | None:
-    """Run DEL for one attachment; return the failure when it never came to be, raise when it did."""
-    _name_back(attachment, call, node)
+def detach(
+    attachment: Attachment, progress: Progress, call: Call, node: Node, beside: Sequence[Attachment] | None = None
+) -> Failure | None:
+    """Run DEL for one attachment; return the failure when it never came to be, raise when it did.
+
+    *beside* is what else the sandbox has; an interface that was renamed is looked for when that is known.
+    """
+    if beside is not None:
+        _name_back(attachment, [one.ifname for one in beside], call, node)
     if progress.done < len(attachment.conflist.plugins) and node.chain.cache.has(attachment, call.container_id):
         progress = journal.complete(attachment)
     troubles = _ask(attachment, progress.begun, call, node)
@@ -88,10 +107,11 @@ def _detached(there: Sequence[Known], call: Call, node: Node) -> tuple[list[Atta
     """Detach all, newest first; return what stays, what failed and is not waited for, and the errors of what stays."""
     native = [one.ifname for one, progress in there if progress.begun and node.chain.owns_interface(one, call)]
     _remove_at_once(native, call.netns)
+    all_ = [one for one, _ in there]
     stays, failed, troubles = [], [], []
     for attachment, progress in reversed(there):
         outcome: list[Failure | None] = []
-        if trouble := tried(lambda: outcome.append(detach(attachment, progress, call, node))):  # noqa: B023
+        if trouble := tried(lambda: outcome.append(detach(attachment, progress, call, node, all_))):  # noqa: B023
             stays.append(attachment)
             troubles.append(trouble)
         failed += [failure for failure in outcome if failure]
@@ -140,23 +160,27 @@ def _remove_at_once(ifnames: Sequence[str], netns: str) -> None:
         log.debug("%s: not removed at once: %s", netns, trouble)  # each delegate's own DEL follows and tells
 
 
-def _name_back(attachment: Attachment, call: Call, node: Node) -> None:
+def _name_back(attachment: Attachment, names: Sequence[str], call: Call, node: Node) -> None:
     """Give an interface that was renamed in the pod the name again by which its executable looks for it."""
     if not call.netns or node.chain.owns_interface(attachment, call):
         return
-    if trouble := tried(lambda: _rename(attachment, call, node)):
+    if trouble := tried(lambda: _rename(attachment, names, call, node)):
         log.debug("%s: %s", attachment, trouble)  # the plugin's own DEL follows and tells
 
 
-def _rename(attachment: Attachment, call: Call, node: Node) -> None:
+def _rename(attachment: Attachment, names: Sequence[str], call: Call, node: Node) -> None:
+    """Rename the one interface with the hardware address of the result, unless it has one of *names*.
+
+    Interfaces share an address (ipvlan, a VLAN and what it is on), and what has none, as `lo`, has zeros.
+    """
     result = node.chain.result(attachment, call)
     there = result.interfaces if result else ()
     mac = next((one.mac.lower() for one in there if one.name == attachment.ifname and one.sandbox), "")
     with netlink.open(call.netns) as kernel:
-        if not mac or kernel.find_link(attachment.ifname):
+        if not mac.strip("0:") or kernel.find_link(attachment.ifname):
             return
         found = [link for link in kernel.links() if link.mac == mac]
-        if len(found) == 1:
+        if len(found) == 1 and found[0].name not in names:
             kernel.set_link(found[0].index, up=False)
             kernel.set_link(found[0].index, name=attachment.ifname)
             log.info("%s was renamed to %s in the pod and has its name again", attachment, found[0].name)
@@ -189,6 +213,8 @@ def _planned_again(call: Call, node: Node, *, with_pod: bool) -> list[Attachment
     def plan_again() -> None:
         ref = plan.pod_ref(call)
         pod = node.store.pod(ref) if with_pod and ref and node.store else None
+        if pod and ref and ref.uid and pod.uid and ref.uid != pod.uid and not pod.is_static:
+            pod = None  # another one of the same name: what it asks for the sandbox never had
         planned.extend(plan.attachments(call, node.config, pod, node.store))
 
     if trouble := tried(plan_again):

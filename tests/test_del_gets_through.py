@@ -5,6 +5,7 @@ import base64
 import json
 import os
 import signal
+import subprocess
 import sys
 import types
 from dataclasses import replace
@@ -436,3 +437,64 @@ def test_what_an_executable_means_by_ipam_is_its_own_affair(stage):
         assert "" == told(stage, "ADD")
         said = told(stage, "DEL", netns="")
         assert (plugin == "ptp") == ("plugin pool: scripted no" in said)
+
+
+def native(stage: Stage) -> Stage:
+    """Return the stage with a native bridge as default network, and a pod that asks for nothing."""
+    stage.pod("p")
+    return replace(
+        stage,
+        settings={**stage.settings, "delegates": [{"cniVersion": "1.0.0", "name": "cluster", "type": "bridge"}]},
+    )
+
+
+def test_a_del_in_our_own_namespace_removes_nothing_of_the_nodes(stage):
+    """ADD refuses it and leaves no page: DEL of what nobody knows takes no interface of the node for the sandbox's."""
+    stage, own = native(stage), "/proc/thread-self/ns/net"
+    with netlink.open(stage.settings["host"]) as kernel:
+        kernel.create_veth("eth0", "peer")
+    assert "own network namespace" in told(stage, "ADD", netns=own)
+    assert "" == told(stage, "DEL", netns=own)
+    with netlink.open(stage.settings["host"]) as kernel:
+        assert kernel.find_link("eth0")
+
+
+def test_after_a_reboot_a_process_id_leads_to_nobodys_namespace(stage):
+    """A page of another boot names /proc/<pid>/ns/net, and a program of today has that id: it keeps its interfaces."""
+    stage = native(stage)
+    assert "" == told(stage, "ADD")
+    with namespace() as other:
+        with netlink.open(other) as kernel:
+            kernel.create_veth("eth0", "peer")
+        program = netlink.visit(other, lambda: subprocess.Popen(["sleep", "60"]))
+        try:
+            with stage.node().journal.page("c1", "eth0") as page:
+                page.write(replace(page.entry, boot="another", netns=f"/proc/{program.pid}/ns/net"))
+            Reconciler(Spool(stage.folder), lambda tombstone: None, lambda kind: None).release_dead(stage.node())
+            with netlink.open(other) as kernel:
+                assert (True, []) == (kernel.find_link("eth0") is not None, pages(stage))
+        finally:
+            program.kill()
+            program.wait()
+
+
+def test_what_has_no_hardware_address_is_not_renamed(stage):
+    """A result with zeros, and no interface of that name: lo has zeros, too, and stays lo."""
+    chain(stage, "one")
+    mine = {"name": "net1", "mac": "00:00:00:00:00:00", "sandbox": stage.netns}
+    stage.plugins.plugin("one", ADD={"result": {"cniVersion": "1.0.0", "interfaces": [mine]}})
+    assert "" == told(stage, "ADD")
+    assert "" == told(stage, "DEL")
+    with netlink.open(stage.netns) as kernel:
+        assert ["lo"] == [link.name for link in kernel.links()]
+
+
+def test_a_pod_of_the_same_name_is_not_planned_for(stage):
+    """The page cannot be read and the pod was made anew: what the new one asks for the old sandbox never had."""
+    chain(stage, "one")
+    stage.pod("p", uid="before")
+    assert "" == told(stage, "ADD", uid="before")
+    (stage.folder / "cni/attachments/c1@eth0").write_text("nonsense")
+    stage.pod("p", "x", uid="after")
+    assert "" == told(stage, "DEL", uid="before")
+    assert ([], 1) == (stage.plugins.calls("one"), len(stage.plugins.calls("first", "DEL")))
