@@ -92,19 +92,25 @@ class Entry:
         return Progress(begun, done) if self.boot == boot() else Progress(uncertain(attachment).begun, done)
 
     def is_gone(self, root: Path = Path("/")) -> bool:
-        """Tell whether the sandbox's namespace is surely gone: of another boot, or its folder is there and it is not.
+        """Tell whether the sandbox's namespace is surely gone: of another boot, or proved by its path.
 
-        A folder that is not there may be one that we cannot see: that proves nothing. A process is seen by whoever is
-        in the machine's first namespace of processes. *root* is where the node's files are seen.
+        *root* is where the node's files are seen.
         """
-        if self.boot and self.boot != boot():
-            return True
-        path = host_root.within(root, self.netns) if self.netns else root
-        if not self.netns or path.exists():
-            return False
-        if Path(self.netns).parts[:2] == ("/", "proc"):
-            return _sees_all_processes() and not Path(*Path(self.netns).parts[:3]).exists()
-        return path.parent.is_dir()
+        return bool(self.boot and self.boot != boot()) or is_gone(self.netns, root)
+
+
+def is_gone(netns: str, root: Path = Path("/")) -> bool:
+    """Tell whether there is surely no namespace at *netns*: its folder is there and it is not.
+
+    A folder that is not there may be one that we cannot see: that proves nothing. A process is seen by whoever is in
+    the machine's first namespace of processes.
+    """
+    path = host_root.within(root, netns) if netns else root
+    if not netns or path.exists():
+        return False
+    if Path(netns).parts[:2] == ("/", "proc"):
+        return _sees_all_processes() and not Path(*Path(netns).parts[:3]).exists()
+    return path.parent.is_dir()
 
 
 def complete(attachment: Attachment) -> Progress:

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     book, cache = Journal(args.cni_dir / "attachments"), ResultCache(args.cni_dir / "results")
     container_id, ifname = _named(book, args.sandbox)
     with book.page(container_id, ifname, wait=False) as page:
-        gone = page.entry is None or not page.entry.attachments or page.entry.is_gone()
+        gone = _is_gone(page, cache, container_id)
         if not (gone or args.force or (page.entry and page.entry.failures)):
             raise CniError(
                 Code.INVALID_CONFIG,
@@ -78,6 +78,15 @@ def run(args: argparse.Namespace) -> int:
         if not args.dry_run:
             _drop(page, cache, container_id, whole=whole)
     return 0
+
+
+def _is_gone(page: "Page", cache: "ResultCache", container_id: str) -> bool:
+    """Tell whether nothing of the sandbox can live: by its page, by the results where that cannot be read."""
+    from multus_py.journal import is_gone
+
+    if page.entry:
+        return not page.entry.attachments or page.entry.is_gone()
+    return all(map(is_gone, cache.namespaces(container_id)))
 
 
 def _named(book: "Journal", sandbox: str) -> tuple[str, str]:

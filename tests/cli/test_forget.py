@@ -122,3 +122,14 @@ def test_once_says_what_it_could_not_release(stage, capsys, tmp_path):
     stage.plugins.plugin("one")
     assert 0 == once("second")
     assert [] == stage.node().journal.sandboxes()
+
+
+def test_a_damaged_page_of_a_living_sandbox_stays(stage, capsys):
+    """What its results tell lives on: nothing is dropped without --force."""
+    stage.plugins.plugin("one")
+    stage.run("ADD", "p", container="living")
+    (stage.folder / "cni/attachments/living@eth0").write_text("nonsense")
+    assert 1 == run(stage, "forget", "living")
+    assert "lives" in capsys.readouterr().err
+    assert 2 == len([path for path in (stage.folder / "cni/results").iterdir() if "living" in path.name])
+    assert 0 == run(stage, "forget", "living", "--force")
