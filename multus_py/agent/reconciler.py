@@ -16,7 +16,7 @@ from multus_py.agent.spool import Spool, Tombstone
 from multus_py.cni import versions
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code, tried
-from multus_py.journal import Entry, Page, complete, uncertain
+from multus_py.journal import Entry, Page, complete, is_gone, uncertain
 from multus_py.kube.store import NETWORKS, Pod
 from multus_py.node import Node
 
@@ -45,7 +45,7 @@ class Pauses:
 
     def keep(self, there: set[Hashable]) -> None:
         """Forget all that is not there any more."""
-        self._of = {what: pause for what, pause in self._of.items() if what in there}
+        self._of = {what: pause for what, pause in list(self._of.items()) if what in there}  # others write meanwhile
 
 
 @dataclass
@@ -75,16 +75,27 @@ class Reconciler:
         there = self.spool.files()
         self._tombstones.keep(set(there))
         due = [path for path in there if path not in self._replaying and self._tombstones.over(path)]
-        for tombstone in self.spool.tombstones(due):
+        for path in due:
             if len(self._replaying) >= REPLAYED_AT_ONCE:
                 return
-            self._replaying.add(tombstone.path)
-            threading.Thread(target=self._replay, args=(tombstone,), name="replay", daemon=True).start()
+            if tombstone := self._read(path):
+                self._replaying.add(path)
+                threading.Thread(target=self._replay, args=(tombstone,), name="replay", daemon=True).start()
 
     def replay_all(self) -> None:
         """Make up for every DEL that waits, once, and come back when that is done."""
-        for tombstone in self.spool.tombstones(self.spool.files()):
-            self._replay(tombstone)
+        for path in self.spool.files():
+            if tombstone := self._read(path):
+                self._replay(tombstone)
+
+    def _read(self, path: Path) -> Tombstone | None:
+        """Return a DEL that waits; one that the disk does not give now stays for another time."""
+        try:
+            return self.spool.read(path)
+        except OSError as trouble:
+            log.warning("spool: %s cannot be read: %s; to be tried again", path.name, trouble)
+            self._tombstones.failed(path)
+            return None
 
     def _replay(self, tombstone: Tombstone) -> None:
         """Make up for one DEL; what fails stays for another time."""
@@ -142,7 +153,7 @@ class Reconciler:
     def _release_damaged(self, page: Page, sandbox: tuple[str, str], node: Node) -> None:
         """Take down a sandbox whose page cannot be trusted, when its results name namespaces that are all gone."""
         namespaces = node.chain.cache.namespaces(sandbox[0])
-        if page.damaged and namespaces and not any(Path(path).exists() for path in namespaces):
+        if page.damaged and namespaces and all(map(is_gone, namespaces)):
             teardown.sandbox(page, Call("DEL", *sandbox[:1], "", sandbox[1], (), (node.config.bin_dir,)), node)
             _raise_pending(page)
             log.info("sandbox %s (%s): its page was damaged and its namespace gone, released", *sandbox)
@@ -239,7 +250,7 @@ def heal(entry: Entry, node: Node, pod: Pod) -> None:
         there, lost = page.entry.attachments, missing(page.entry)
         for attachment in there:
             if attachment.ifname in lost:
-                teardown.detach(attachment, page.entry.reached(attachment), call, node)
+                teardown.detach(attachment, page.entry.reached(attachment), call, node, there)
                 page.begun(attachment, *uncertain(attachment))
                 node.chain.add(attachment, call)
                 page.begun(attachment, *complete(attachment))

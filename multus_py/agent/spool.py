@@ -6,7 +6,6 @@ import binascii
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,17 +60,20 @@ class Spool:
 
     folder: Path
 
-    def tombstones(self, files: Iterable[Path]) -> Iterator[Tombstone]:
-        """Yield what *files* hold, in their order; what cannot be read is set aside and logged."""
-        for path in files:
-            try:
-                yield decode(path.read_bytes(), path)
-            except FileNotFoundError:
-                continue
-            except (OSError, CniError) as error:
-                log.warning("spool: %s: %s; it is kept as %s", path.name, error, path.name + _DAMAGED)
-                with suppress(OSError):  # the next look tries again
-                    path.rename(path.with_name(path.name + _DAMAGED))
+    def read(self, path: Path) -> Tombstone | None:
+        """Return what a file holds; None when it is gone, or is no tombstone: then it is set aside and logged.
+
+        OSError when it cannot be read: it may be a DEL like any other.
+        """
+        try:
+            return decode(path.read_bytes(), path)
+        except FileNotFoundError:
+            return None
+        except (IsADirectoryError, CniError) as error:
+            log.warning("spool: %s: %s; it is kept as %s", path.name, error, path.name + _DAMAGED)
+            with suppress(OSError):  # the next look tries again
+                path.rename(path.with_name(path.name + _DAMAGED))
+            return None
 
     def __len__(self) -> int:
         return len(self.files())
@@ -91,6 +93,8 @@ def decode(text: bytes, path: Path) -> Tombstone:
     when, boot, since = body.get("time"), body.get("boot", ""), body.get("since", 0.0)
     if not _is_number(when) or not _is_number(since) or not isinstance(boot, str):
         raise CniError(Code.DECODE, "the tombstone has no 'time', or no usable 'boot' and 'since'")
+    if boot and boot != journal.boot():
+        env = {**env, "CNI_NETNS": ""}  # no namespace outlives its boot: a path that leads to one leads to another's
     return Tombstone(path, env, stdin, when, boot, since)
 
 

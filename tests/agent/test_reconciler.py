@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the daemon sets right by itself: every DEL, page and pod is looked at, whatever the one before it met."""
 
+import errno
 import json
+import os
 import threading
 import time
 from contextlib import ExitStack
@@ -12,7 +14,8 @@ import pytest
 from running import until
 from story import Stage, namespace
 
-from multus_py import journal
+from multus_py import journal, netlink
+from multus_py.agent import reconciler
 from multus_py.agent.reconciler import Pauses, Reconciler
 from multus_py.agent.spool import Spool
 from multus_py.cni.call import Call
@@ -108,7 +111,8 @@ def test_a_step_of_the_clock_drops_no_delete(stage, step):
     stage.run("ADD", "p")
     since = {"boot": journal.boot(), "since": journal.uptime()}
     folder = buried(stage, "c1", **{**since, "time": time.time() + step})
-    (tombstone,) = Spool(folder).tombstones(Spool(folder).files())
+    (path,) = Spool(folder).files()
+    tombstone = Spool(folder).read(path)
     call = stage.call("DEL", "p")
     assert not tombstone.is_older(stage.node().journal, call)
     stage.run("DEL", "p")
@@ -120,7 +124,8 @@ def test_a_tombstone_of_an_earlier_boot_is_older_than_what_is_attached_in_this_o
     """And one of this boot is not older than a page of an earlier one."""
     stage.run("ADD", "p")
     folder = buried(stage, "c1", boot="another", since=1e9)
-    (tombstone,) = Spool(folder).tombstones(Spool(folder).files())
+    (path,) = Spool(folder).files()
+    tombstone = Spool(folder).read(path)
     book, call = stage.node().journal, stage.call("DEL", "p")
     assert tombstone.is_older(book, call)
     with book.page("c1", "eth0") as page:
@@ -269,3 +274,73 @@ def test_deletes_that_wait_for_a_hung_add_keep_no_other_waiting(running):
         assert time.monotonic() - begun < 3
         for shim in [*hung, *waiting]:
             shim.communicate(timeout=60)
+
+
+def test_a_delete_that_the_kernel_does_not_let_us_read_stays(stage, monkeypatch):
+    """No descriptor is left for a moment: the DEL is not set aside, and replayed later."""
+    buried(stage, "c1")
+    seen, now, real = [], [0.0], Path.read_bytes
+    watch = watcher(stage, lambda tombstone: seen.append(tombstone.path.name), monotonic=lambda: now[0])
+
+    def none_left(path):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(Path, "read_bytes", none_left)
+    watch.replay_spool()
+    monkeypatch.setattr(Path, "read_bytes", real)
+    now[0] += 3
+    watch.replay_spool()
+    until(lambda: seen == ["c1.json"])
+
+
+def test_a_tombstone_of_an_earlier_boot_names_no_namespace(stage):
+    """Its path may lead to another's today, as every /proc/<pid>/ns/net does."""
+    folder = buried(stage, "c1")
+    for boot, netns in (("another", ""), (journal.boot(), "/proc/1/ns/net")):
+        body = json.loads((folder / "c1.json").read_text())
+        body |= {"boot": boot, "since": 1.0, "env": {**body["env"], "CNI_NETNS": "/proc/1/ns/net"}}
+        (folder / "c1.json").write_text(json.dumps(body))
+        assert netns == Spool(folder).read(folder / "c1.json").env["CNI_NETNS"]
+
+
+def test_a_damaged_page_is_not_released_for_a_namespace_that_cannot_be_seen(stage):
+    """Its results name a namespace in a folder that is not there: that proves nothing, the pod may live."""
+    stage.run("ADD", "p")
+    (stage.folder / "cni/attachments/c1@eth0").write_text("nonsense")
+    for path in (stage.folder / "cni/results").iterdir():
+        path.write_text(json.dumps({**json.loads(path.read_text()), "netns": "/run/of-the-node/netns/c1"}))
+    watcher(stage).release_dead(stage.node())
+    assert ["first@c1@eth0", "one@c1@net1"] == stage.plugins.held()
+
+
+def test_healing_takes_no_other_interface_with_the_same_address(stage):
+    """Two interfaces share a hardware address, as of ipvlan: the one that is there keeps its name."""
+    mac = "02:00:00:00:00:07"
+    stage.plugins.plugin("two")
+    stage.definition("y", {"cniVersion": "1.0.0", "name": "ynet", "type": "two"})
+    stage.pod("p", "x,y")
+    for plugin, ifname in (("one", "net1"), ("two", "net2")):
+        mine = {"name": ifname, "mac": mac, "sandbox": stage.netns}
+        stage.plugins.plugin(plugin, ADD={"result": {"cniVersion": "1.0.0", "interfaces": [mine]}})
+    stage.run("ADD", "p")
+    with netlink.open(stage.netns) as kernel:
+        kernel.create_veth("eth0", "net1")
+        kernel.set_link(kernel.link("net1").index, mac=mac)
+    entry = stage.node().journal.read("c1", "eth0")
+    reconciler.heal(entry, stage.node(), stage.node().store.pod(entry.pod))
+    with netlink.open(stage.netns) as kernel:
+        assert {"lo", "eth0", "net1"} == kernel.link_names()
+
+
+def test_an_interface_that_was_renamed_is_named_back_beside_the_others(stage):
+    """The one interface with the address of the result, which no other network of the sandbox has."""
+    mac = "02:00:00:00:00:07"
+    mine = {"name": "net1", "mac": mac, "sandbox": stage.netns}
+    stage.plugins.plugin("one", ADD={"result": {"cniVersion": "1.0.0", "interfaces": [mine]}})
+    stage.run("ADD", "p")
+    with netlink.open(stage.netns) as kernel:
+        kernel.create_veth("eth0", "renamed")
+        kernel.set_link(kernel.link("renamed").index, mac=mac)
+    stage.run("DEL", "p")
+    with netlink.open(stage.netns) as kernel:
+        assert {"lo", "eth0", "net1"} == kernel.link_names()
