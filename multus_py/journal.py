@@ -135,6 +135,7 @@ class Page:
     descriptor: int
     entry: Entry | None = None
     damaged: bool = False
+    unread: bool = False  # *damaged* because the disk did not give it: what stands there may be whole
     _end: int = 0  # of the last whole line
     _torn: bool = False  # something that is no whole line stands behind it
     _untold: dict[str, Progress] = field(default_factory=dict)
@@ -148,7 +149,8 @@ class Page:
             self.entry = decode(text)
         except (Damaged, OSError) as trouble:
             log.warning("journal %s: %s", self.path.name, trouble)
-            self.damaged, self._end, self._torn = True, 0, True
+            self.damaged, self.unread = True, isinstance(trouble, OSError)
+            self._end, self._torn = 0, True
 
     def _text(self) -> bytes:
         return os.pread(self.descriptor, os.fstat(self.descriptor).st_size, 0)

@@ -137,7 +137,12 @@ def _again(before: Iterable[Failure], living: Sequence[str], call: Call, node: N
 
 
 def _keep(page: Page, entry: Entry) -> None:
-    """Write down what is left of a sandbox, or clear the page; what cannot be written stays as it was: that is more."""
+    """Write down what is left of a sandbox, or clear the page; what cannot be written stays as it was: that is more.
+
+    So does a page that the disk did not give: it may know more than we found without it, and is looked at again.
+    """
+    if page.unread:
+        return
     if not entry.attachments and not entry.failures:
         page.clear()
     elif entry != page.entry and (trouble := tried(lambda: page.write(entry))):

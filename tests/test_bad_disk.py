@@ -11,6 +11,8 @@ import pytest
 from story import Stage, namespace
 
 from multus_py import journal
+from multus_py.agent.reconciler import Reconciler
+from multus_py.agent.spool import Spool
 from multus_py.cni import conflist
 from multus_py.cni.errors import CniError
 from multus_py.journal import Entry, Journal
@@ -166,3 +168,28 @@ def test_a_line_of_a_newer_build_is_not_taken_for_torn():
     line = journal.encode(entry()).replace(b"3 ", b"4 ", 1)
     with pytest.raises(journal.Damaged, match="newer build"):
         journal.decode(line)
+
+
+def test_a_page_that_cannot_be_read_at_del_is_looked_at_again(tmp_path, monkeypatch):
+    """What only the page knows is detached when the disk gives it: DEL of the rest does not wait for that."""
+    with namespace() as netns:
+        cluster = {"cniVersion": "1.0.0", "name": "cluster", "type": "first"}
+        stage = Stage(tmp_path, netns, {"delegates": [cluster]})
+        stage.plugins.plugin("first")
+        stage.plugins.plugin("one")
+        stage.definition("x", {"cniVersion": "1.0.0", "name": "xnet", "type": "one"})
+        stage.pod("p", "x")
+        stage.run("ADD", "p")
+        (tmp_path / "cni/results/xnet-c1-net1").unlink()
+        (tmp_path / "manifests/Pod-default-p.json").unlink()
+        real = os.pread
+
+        def broken(*args):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "pread", broken)
+        stage.run("DEL", "p")
+        assert ["one@c1@net1"] == stage.plugins.held()
+        monkeypatch.setattr(os, "pread", real)
+    Reconciler(Spool(tmp_path), lambda tombstone: None, lambda kind: None).release_dead(stage.node())
+    assert ([], []) == (stage.plugins.held(), list((tmp_path / "cni/attachments").iterdir()))
