@@ -29,6 +29,7 @@ class Delegate(Protocol):
 
     A module may also have `OWNS_INTERFACE = True`: to the kernel its DEL does nothing but remove the sandbox's
     interface, so that a pod's interfaces may be removed all at once before (the kernel then waits once, not for each).
+    And `parse(call)`: it raises what the verb of *call* would say of its config alone, before anything is touched.
     """
 
     SCHEMA: Mapping[str, Any]  # JSON Schema of the config: every key that is known, `additionalProperties` false
