@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from multus_py import plan, takeover, teardown
+from multus_py import journal, plan, takeover, teardown
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code, finish
 from multus_py.node import Node
@@ -36,9 +36,16 @@ def gc(call: Call, node: Node) -> None:
 
 
 def _collect(container_id: str, ifname: str, call: Call, node: Node) -> None:
-    """Take down one sandbox that is in use no more, if it belongs to this network."""
+    """Take down one sandbox that is in use no more, if it belongs to this network.
+
+    A page that cannot be read may be another network's, whose sandboxes are not on the list: while its results name a
+    namespace that may live, it stays.
+    """
     with node.journal.page(container_id, ifname, wait=False) as page:
         if page.entry and page.entry.network != node.config.name:
+            return
+        if page.damaged and not all(map(journal.is_gone, node.chain.cache.namespaces(container_id))):
+            log.info("GC: sandbox %s (%s) is kept: its page cannot be read, and it may live", container_id, ifname)
             return
         gone = replace(call, container_id=container_id, ifname=ifname, netns=page.entry.netns if page.entry else "")
         teardown.sandbox(page, gone, node)

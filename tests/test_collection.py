@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """GC: the runtime's list is the truth, and no plugin is told that something living is dead."""
 
+import json
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
@@ -141,3 +142,15 @@ def test_a_list_with_what_is_no_container_is_swept_with(stage):
     stage.run("ADD", "p")
     collect(stage, "c1", "", "a\0b", "\ud800", "../../etc/passwd")
     assert 5 == len(told(stage, "first")[0])
+
+
+def test_a_damaged_page_of_another_networks_living_sandbox_is_kept(stage):
+    """Two of our confs share a folder, and only one's sandboxes are on the list: nobody knows whose the page is."""
+    stage.run("ADD", "p")
+    (stage.folder / "cni/attachments/c1@eth0").write_text("nonsense")
+    stage.run("GC", name="another", **{"cni.dev/valid-attachments": []})
+    assert ["first@c1@eth0", "one@c1@net1"] == stage.plugins.held()
+    for path in (stage.folder / "cni/results").iterdir():
+        path.write_text(json.dumps({**json.loads(path.read_text()), "netns": "/run/netns/gone"}))
+    stage.run("GC", name="another", **{"cni.dev/valid-attachments": []})
+    assert [] == stage.plugins.held()
