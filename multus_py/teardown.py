@@ -86,7 +86,10 @@ def detach(
     if not troubles:
         return None
     log.warning(
-        "sandbox %s: %s did not come to be, and its DEL fails: %s", call.container_id, attachment, _all(troubles)
+        "sandbox %s: %s is not known to have come to be, and its DEL fails: %s",
+        call.container_id,
+        attachment,
+        _all(troubles),
     )
     return Failure(attachment, progress.begun, _all(troubles), since=time.time())
 
