@@ -196,7 +196,8 @@ def _event(node: Node, pod: Pod | None, kind: Literal["Normal", "Warning"], reas
 
 
 def _failed(failure: Failure) -> str:
-    return f"{failure.attachment} is not known to have come to be and could not be cleaned up, it is tried again: {failure.reason}"
+    words = "is not known to have come to be and could not be cleaned up, it is tried again"
+    return f"{failure.attachment} {words}: {failure.reason}"
 
 
 def added(attachment: Attachment, result: Result) -> str:
