@@ -114,18 +114,26 @@ def unplug(ifname: str, call: Call, node: Node, pod: Pod | None, adopt: Callable
         if found is None:
             return False
         call = replace(call, netns=call.netns or entry.netns)
-        left = replace(entry, attachments=tuple(item for item in entry.attachments if item is not found))
+        left = _without(found, entry)
         failure, told = _detach(found, entry.reached(found), left, call, node)
         page.write(_failed(left, failure))
         attach.publish(told, call.netns, node, pod)
     return True
 
 
+def _without(attachment: Attachment, entry: Entry) -> Entry:
+    return replace(
+        entry,
+        attachments=tuple(item for item in entry.attachments if item is not attachment),
+        progress={ifname: come for ifname, come in entry.progress.items() if ifname != attachment.ifname},
+    )
+
+
 def _detach(
     attachment: Attachment, progress: Progress, left: Entry, call: Call, node: Node
 ) -> tuple[Failure | None, list[attach.Told]]:
     """Detach one network and give back the default routes that it claimed; return what is *left* with its results."""
-    failure = teardown.detach(attachment, progress, call, node)
+    failure = teardown.detach(attachment, progress, call, node, left.attachments)
     kept = attach.kept(left.attachments, call, node)
     return failure, attach.give_back(kept, gateway.claims([attachment]), call, node)
 
