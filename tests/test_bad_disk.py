@@ -57,6 +57,7 @@ def test_a_torn_line_does_not_damage_the_page(tmp_path):
     with book.page("c1", "eth0") as page:
         assert entry() == page.entry
         page.write(entry("second"))
+    assert entry("second") == book.read("c1", "eth0")
     with book.page("c1", "eth0") as page:
         page.write(entry("third"))
     assert entry("third") == book.read("c1", "eth0")
