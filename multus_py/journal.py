@@ -72,7 +72,8 @@ class Entry:
 
     *network* is the name of our own config that the runtime called with; *boot* the kernel's id of the boot it was in,
     after which no namespace of it can be left, *since* the seconds since that boot. *progress* is by interface; an
-    attachment without one was not begun. *failures* are no part of the sandbox any more.
+    attachment without one was not begun. *failures* are no part of the sandbox any more. *path* is the CNI_PATH that
+    its plugins were found on.
     """
 
     network: str
@@ -85,6 +86,7 @@ class Entry:
     progress: Mapping[str, Progress] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
     since: float = 0.0
+    path: tuple[str, ...] = ()
 
     def reached(self, attachment: Attachment) -> Progress:
         """Return how far ADD came in the chain of an attachment: at least, when the machine went down meanwhile."""
@@ -406,6 +408,7 @@ def _to_json(entry: Entry) -> dict[str, Any]:
         "netns": entry.netns,
         "boot": entry.boot,
         "since": entry.since,
+        "path": list(entry.path),
         "pod": {"namespace": pod.namespace, "name": pod.name, "uid": pod.uid} if pod else None,
         "attachments": [_attachment_to_json(attachment) for attachment in entry.attachments],
         "progress": dict(entry.progress),
@@ -468,6 +471,7 @@ def _from_json(body: Mapping[str, Any]) -> Entry:
         ),
         failures=tuple(_failure_from_json(item) for item in body.get("failures", ())),
         since=float(body.get("since", 0.0)),
+        path=Fields(body, "journal entry").texts("path") or (),
     )
 
 

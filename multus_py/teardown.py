@@ -78,8 +78,12 @@ def detach(
     """
     if beside is not None:
         _name_back(attachment, [one.ifname for one in beside], call, node)
-    if progress.done < len(attachment.conflist.plugins) and node.chain.cache.has(attachment, call.container_id):
+    if node.chain.cache.has(attachment, call.container_id):
         progress = journal.complete(attachment)
+    elif not call.netns or journal.is_gone(call.netns):
+        progress = Progress(
+            progress.begun, 0
+        )  # neither namespace nor result: nobody can wait for what nobody can prove
     troubles = _ask(attachment, progress.begun, call, node)
     if owed := [trouble for n, trouble in sorted(troubles.items()) if n < progress.done]:
         raise gathered(str(attachment), owed) if len(owed) > 1 else owed[0]

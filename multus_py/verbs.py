@@ -55,7 +55,7 @@ def _attach(page: Page, call: Call, node: Node, pod: Pod | None) -> tuple[dict[s
     with node.journal.attaching():
         ref, failures = plan.pod_ref(call), page.entry.failures if page.entry else ()
         planned = Entry(node.config.name, call.container_id, call.ifname, call.netns, attachments, ref, journal.boot())
-        page.write(replace(planned, failures=failures, since=journal.uptime()))
+        page.write(replace(planned, failures=failures, since=journal.uptime(), path=call.path))
         return _attach_planned(page, attachments, call, node, pod)
 
 

@@ -15,7 +15,7 @@ import pytest
 from running import until
 from story import Stage, namespace
 
-from multus_py import journal, netlink, plugins
+from multus_py import journal, netlink, plugins, verbs
 from multus_py.agent.reconciler import Reconciler
 from multus_py.agent.spool import Spool
 from multus_py.cni.errors import CniError
@@ -498,3 +498,31 @@ def test_a_pod_of_the_same_name_is_not_planned_for(stage):
     stage.pod("p", "x", uid="after")
     assert "" == told(stage, "DEL", uid="before")
     assert ([], 1) == (stage.plugins.calls("one"), len(stage.plugins.calls("first", "DEL")))
+
+
+def test_without_namespace_and_result_nothing_is_waited_for(stage):
+    """The journal says that it came to be, and nobody can prove it: the rest is released, this is tried again."""
+    chain(stage, "one")
+    assert "" == told(stage, "ADD")
+    stage.plugins.plugin("one", DEL=NO)
+    assert "scripted no" in told(stage, "DEL", netns="")
+    for path in (stage.folder / "cni/results").iterdir():
+        path.unlink()
+    assert "" == told(stage, "DEL", netns="")
+    entry = stage.node().journal.read("c1", "eth0")
+    assert ((), ["net1"]) == (entry.attachments, [one.attachment.ifname for one in entry.failures])
+
+
+def test_the_sweep_finds_plugins_where_add_found_them(stage, tmp_path):
+    """CNI_PATH of the runtime is kept: a plugin that is not in our own folder is called at the sweep, too."""
+    elsewhere = Stage(tmp_path / "elsewhere")
+    elsewhere.folder.mkdir()
+    elsewhere.plugins.plugin("far")
+    stage.definition("x", {"cniVersion": "1.0.0", "name": "xnet", "type": "far"})
+    with namespace() as gone:
+        call = replace(
+            stage.call("ADD", "p", netns=gone), path=(str(elsewhere.folder / "bin"), str(stage.folder / "bin"))
+        )
+        netlink.visit(stage.settings["host"], lambda: verbs.add(call, stage.node()))
+    Reconciler(Spool(stage.folder), lambda tombstone: None, lambda kind: None).release_dead(stage.node())
+    assert ([], []) == (elsewhere.plugins.held(), pages(stage))

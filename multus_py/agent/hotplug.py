@@ -53,7 +53,7 @@ def sandbox(call: Call, node: Node, adopt: Callable[[], bool]) -> Iterator[tuple
         there = [replace(one, origin=plan.OTHER) for one, _ in teardown.known(page, whole, node)]
         yield page, Entry(
             node.config.name, call.container_id, PRIMARY, call.netns, tuple(there), plan.pod_ref(call), boot(),
-            progress={one.ifname: uncertain(one) for one in there}, since=uptime(),
+            progress={one.ifname: uncertain(one) for one in there}, since=uptime(), path=call.path,
         )  # fmt: skip
 
 

@@ -265,4 +265,4 @@ def call_for(entry: Entry, verb: str, node: Node) -> Call:
     netns = entry.netns if verb != "DEL" or Path(entry.netns).exists() else ""
     args = named[0].args if named else ()
     config = {"cniVersion": versions.LATEST, "name": entry.network}
-    return Call(verb, entry.container_id, netns, entry.ifname, args, (node.config.bin_dir,), config)
+    return Call(verb, entry.container_id, netns, entry.ifname, args, node.config.path(entry.path), config)

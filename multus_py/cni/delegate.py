@@ -25,7 +25,7 @@ class Request:
 
 
 class Delegate(Protocol):
-    """A native delegate: a module with these names.
+    """A native delegate: a module with these names. Its errors are `CniError`; any other one is told as code 999.
 
     A module may also have `OWNS_INTERFACE = True`: to the kernel its DEL does nothing but remove the sandbox's
     interface, so that a pod's interfaces may be removed all at once before (the kernel then waits once, not for each).
