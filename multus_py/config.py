@@ -148,4 +148,5 @@ def delegates_to_us(conf: Mapping[str, Any], own_type: str = TYPE) -> bool:
     """Tell by content whether a network config (one plugin or a list) would call us again."""
     plugins = conf.get("plugins")
     members = plugins if isinstance(plugins, list) else [conf]
-    return any(isinstance(member, Mapping) and member.get("type") in OUR_TYPES | {own_type} for member in members)
+    ours = (*OUR_TYPES, own_type)  # no set: a type may be anything, here
+    return any(isinstance(member, Mapping) and member.get("type") in ours for member in members)

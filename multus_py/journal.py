@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from multus_py import host_root, small_files
 from multus_py.cni import conflist, names
@@ -34,6 +34,8 @@ log = logging.getLogger("multus_py")
 _DAMAGED = ".damaged"
 _FORMAT = 2  # of an entry; 1 has no progress, no failures and no time
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO: include/linux/proc_ns.h
+T = TypeVar("T")
+_PAGE = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW  # to one call a link that leads nowhere is there, to the other not
 _LINE = b"3 "  # the version of a line, first of its words
 
 
@@ -265,6 +267,8 @@ class Journal:
             found = sorted(name for name in os.listdir(self.folder) if not name.endswith(_DAMAGED))  # noqa: PTH208
         except FileNotFoundError:
             return []
+        except OSError as cause:
+            raise CniError(Code.IO, f"cannot read the journal {self.folder}: {cause.strerror}") from cause
         pairs = [name.split("@", 1) for name in found if "@" in name]
         return [(container_id, ifname) for container_id, ifname in pairs]
 
@@ -281,7 +285,6 @@ class Journal:
     @contextmanager
     def sweeping(self, patience: Callable[[], bool]) -> Iterator[None]:
         """Keep whoever attaches away for as long as a network is swept; code 11 when *patience* ends before it can."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = self._opened()
         try:
             while True:
@@ -298,8 +301,13 @@ class Journal:
             os.close(descriptor)
 
     def _opened(self) -> int:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         try:
-            return os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                return os.open(self.folder, flags)
+            except FileNotFoundError:
+                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                return os.open(self.folder, flags)
         except OSError as cause:
             raise CniError(Code.IO, f"cannot open the journal {self.folder}: {cause.strerror}") from cause
 
@@ -329,13 +337,13 @@ def _locked(path: Path, wait: bool) -> tuple[int, bool]:
     """Open and lock *path*; return the descriptor, and whether the file was made just now."""
     while True:
         try:
-            descriptor, fresh = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), True
+            descriptor, fresh = os.open(path, _PAGE | os.O_CREAT | os.O_EXCL, 0o600), True
         except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             continue
         except FileExistsError:
             try:
-                descriptor, fresh = os.open(path, os.O_RDWR | os.O_CLOEXEC), False
+                descriptor, fresh = os.open(path, _PAGE), False
             except FileNotFoundError:
                 continue
         try:
@@ -362,7 +370,7 @@ def decode(text: bytes) -> Entry:
         last = max(n for n, body in enumerate(told) if "progress" not in body or "format" in body)
         entry = _from_json(told[last])
         later = {ifname: _progress(pair) for body in told[last + 1 :] for ifname, pair in body["progress"].items()}
-    except (CniError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
+    except (CniError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as cause:
         raise Damaged(Code.DECODE, f"journal entry: {cause}") from cause
     return replace(entry, progress={**entry.progress, **later}) if later else entry
 
@@ -454,15 +462,14 @@ def _device_to_json(device: Device) -> dict[str, Any]:
 def _from_json(body: Mapping[str, Any]) -> Entry:
     if body["format"] not in (1, _FORMAT):
         raise ValueError(f"format {body['format']!r} is not known")
-    pod = body["pod"]
     attachments = tuple(_attachment_from_json(item) for item in body["attachments"])
     return Entry(
-        network=body["network"],
+        network=_typed(str, body["network"]),
         container_id=names.container_id(body["containerId"]),
         ifname=names.kept_interface(body["ifName"], "journal: ifName"),
-        netns=body["netns"],
-        boot=body["boot"],
-        pod=PodRef(pod["namespace"], pod["name"], pod["uid"]) if pod else None,
+        netns=_typed(str, body["netns"]),
+        boot=_typed(str, body["boot"]),
+        pod=_pod_from_json(body["pod"]) if body["pod"] else None,
         attachments=attachments,
         progress=(
             {one.ifname: uncertain(one) for one in attachments}
@@ -471,14 +478,29 @@ def _from_json(body: Mapping[str, Any]) -> Entry:
         ),
         failures=tuple(_failure_from_json(item) for item in body.get("failures", ())),
         since=float(body.get("since", 0.0)),
-        path=Fields(body, "journal entry").texts("path") or (),
+        path=_texts(body.get("path", ())),
     )
+
+
+def _typed(kind: type[T], value: Any) -> T:
+    """Return *value*, which has to be of a kind: a seal says that it is what was written, not that we wrote it."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r:.80} is not of the kind {kind.__name__}")
+    return value
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    return tuple(_typed(str, value) for value in values)
+
+
+def _pod_from_json(body: Mapping[str, Any]) -> PodRef:
+    return PodRef(_typed(str, body["namespace"]), _typed(str, body["name"]), _typed(str, body["uid"]))
 
 
 def _progress(pair: Any) -> Progress:
     begun, done = pair
-    if not (isinstance(begun, int) and isinstance(done, int)):
-        raise TypeError("'progress' must be pairs of numbers")
+    if _typed(int, done) < 0 or _typed(int, begun) < done:
+        raise ValueError(f"a chain that came as far as {pair!r:.80}")
     return Progress(begun, done)
 
 
@@ -487,7 +509,7 @@ def _failure_from_json(body: Mapping[str, Any]) -> Failure:
     return Failure(
         attachment=_attachment_from_json(body["attachment"]),
         begun=fields.number("begun"),
-        reason=fields.text("reason"),
+        reason=_typed(str, body["reason"]),  # of any signs: a delegate's own words
         tries=fields.number("tries"),
         since=float(body["since"]),
     )
@@ -495,20 +517,22 @@ def _failure_from_json(body: Mapping[str, Any]) -> Failure:
 
 def _attachment_from_json(body: Mapping[str, Any]) -> Attachment:
     return Attachment(
-        name=body["name"],
-        conflist=replace(conflist.parse(body["config"], in_folder=True), single=body["single"]),
+        name=_typed(str, body["name"]),
+        conflist=replace(conflist.parse(body["config"], in_folder=True), single=_typed(bool, body["single"])),
         ifname=names.kept_interface(body["ifName"], "journal: ifName"),
-        primary=body["primary"],
-        args=tuple((key, value) for key, value in body["args"]),
-        capabilities=body["capabilities"],
+        primary=_typed(bool, body["primary"]),
+        args=tuple((_typed(str, key), _typed(str, value)) for key, value in body["args"]),
+        capabilities=_typed(dict, body["capabilities"]),
         default_route=Fields(body, "attachment").addresses("defaultRoute"),
         device=_device_from_json(body["device"]) if "device" in body else None,
-        origin=body.get("origin", ""),
+        origin=_typed(str, body.get("origin", "")),
     )
 
 
 def _device_from_json(body: Mapping[str, Any]) -> Device:
-    fields = Fields(body, "device")
     return Device(
-        fields.text("resource"), fields.text("id"), fields.texts("containers") or (), fields.texts("claims") or ()
+        _typed(str, body["resource"]),
+        _typed(str, body["id"]),
+        _texts(body.get("containers") or ()),
+        _texts(body.get("claims") or ()),
     )

@@ -74,8 +74,13 @@ class NoNetwork(CniError):
 
 def pod_ref(call: Call) -> PodRef | None:
     """Return the pod that the runtime names in CNI_ARGS; None when the sandbox belongs to none."""
-    name, namespace = call.arg("K8S_POD_NAME"), call.arg("K8S_POD_NAMESPACE")
-    return PodRef(namespace or "default", name, call.arg("K8S_POD_UID")) if name else None
+    name, namespace = _text(call.arg("K8S_POD_NAME")), _text(call.arg("K8S_POD_NAMESPACE"))
+    return PodRef(namespace or "default", name, _text(call.arg("K8S_POD_UID"))) if name else None
+
+
+def _text(value: str) -> str:
+    """Return a value of an environment, which may be any bytes, as text that every store can look for."""
+    return value if value.isascii() else value.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def attachments(

@@ -141,7 +141,7 @@ class Plugins:
     def choose(self, plugin_type: str, call: Call) -> Delegate | Path:
         """Return the native delegate when it knows every key, else the executable; code 7 or 5 if there is neither."""
         names.plugin_type(plugin_type, "plugin")  # an IPAM plugin's type comes from a config's depth: checked here
-        delegate = None if self.backend == "exec" else _native_delegate(plugin_type)
+        delegate = None if self.backend == "exec" else self._told(plugin_type, lambda: _native_delegate(plugin_type))
         strange = unknown(call.config, delegate.SCHEMA) if delegate else []
         if delegate and not strange:
             return delegate
@@ -182,7 +182,7 @@ class Plugins:
             raise cause.while_(doing) from cause
         except OSError as cause:
             raise CniError(Code.IO, f"{doing}: {cause}") from cause
-        except Exception as cause:  # a delegate of another package, or bytes that nobody foresaw
+        except (Exception, SystemExit) as cause:  # a delegate of another package, or bytes that nobody foresaw
             log.exception("%s met something that nobody expected", doing)
             raise unforeseen(cause).while_(doing) from cause
 
@@ -218,7 +218,7 @@ def _failure(plugin_type: str, code: int, stdout: bytes, said: str) -> CniError:
     try:
         body = json_object(stdout[:INPUT_LIMIT], "error")
     except CniError:
-        end = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        end = f"ended by {_signal(-code)}" if code < 0 else f"exit code {code}"
         printed = stdout.decode(errors="replace").strip()[-_STDERR_KEPT:]
         return PluginError(
             Code.INTERNAL,
@@ -227,6 +227,14 @@ def _failure(plugin_type: str, code: int, stdout: bytes, said: str) -> CniError:
         )
     error = PluginError.from_json(body, plugin_type)
     return PluginError(error.code, error.msg, "; ".join(filter(None, [error.details, said])))
+
+
+def _signal(number: int) -> str:
+    """Return the name of a signal; most real-time signals have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def preload() -> None:

@@ -6,6 +6,7 @@ Other tools read these files; we find ours by what they say, never by their name
 
 import base64
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -19,6 +20,8 @@ from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code
 from multus_py.fields import Fields
 from multus_py.plan import Attachment
+
+log = logging.getLogger("multus_py")
 
 _KIND = "cniCacheV1"
 _NAME_LIMIT = 250  # bytes of a file's name, with room for the dot of a draft
@@ -106,6 +109,9 @@ class ResultCache:
         try:
             found = sorted(name for name in os.listdir(self.folder) if not name.startswith("."))  # noqa: PTH208
         except FileNotFoundError:
+            return []
+        except OSError as cause:  # DEL goes on without, as it does without one of them
+            log.warning("cannot read the kept results %s: %s", self.folder, cause.strerror)
             return []
         part = f"-{container_id}-" if container_id else ""
         return [name for name in found if part in name or name.startswith(_DIGEST)]

@@ -15,7 +15,7 @@ _PIECE = 64 * 1024  # bytes asked for at once: nearly every file has fewer
 
 def read(path: Path | str) -> bytes:
     """Return what is in a file; OSError as open(2) and read(2) say."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe that lies there is not waited for
     try:
         return rest(file)
     finally:

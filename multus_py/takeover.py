@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from multus_py import small_files
 from multus_py.cni import conflist, names
 from multus_py.cni.call import INPUT_LIMIT, Call, json_object
 from multus_py.cni.errors import CniError, Code
@@ -21,7 +22,7 @@ from multus_py.plan import Attachment
 def attachments(cni_dir: Path, call: Call, kept: Sequence[Attachment]) -> tuple[Attachment, ...]:
     """Return what multus-cni attached to the sandbox of *call*; *kept* is what the kept results tell of it."""
     try:
-        found = decode((cni_dir / call.container_id).read_bytes(), call)
+        found = decode(small_files.read(cni_dir / call.container_id), call)
     except (OSError, ValueError, CniError):  # a runtime's list may hold what is no name of a file
         return ()
     results = {attachment.ifname: attachment for attachment in kept}
@@ -34,8 +35,11 @@ def attachments(cni_dir: Path, call: Call, kept: Sequence[Attachment]) -> tuple[
 def forget(cni_dir: Path, container_id: str) -> None:
     """Remove the delegates file of a sandbox that is gone."""
     path = cni_dir / container_id
-    if path.is_file():
-        path.unlink(missing_ok=True)
+    try:
+        if path.is_file():
+            path.unlink(missing_ok=True)
+    except OSError as cause:
+        raise CniError(Code.IO, f"cannot remove the delegates file {path}: {cause.strerror}") from cause
 
 
 def decode(text: bytes, call: Call) -> tuple[Attachment, ...]:

@@ -25,6 +25,7 @@ OUR_SHIM = "X-Multus-Py-Shim"
 BODY_LIMIT = 24 * 1024 * 1024  # bytes: a config of 16 MiB in base64, and an environment
 _READ_TIMEOUT = 30  # seconds for a shim to say what it wants, and again to take the answer
 _UNHEARD = 256  # connections whose request was not read yet
+_SIZE_DIGITS = 20  # of a Content-Length: Python reads no number of thousands
 _QUEUE = 1024
 _UNBOUNDED = ("STATUS", "VERSION")  # verbs that only ask whether we are well: they wait for nobody
 _METHODS = {"/cni": ("POST",), "/delegate": ("POST",), "/healthz": ("GET", "POST"), "/readyz": ("GET", "POST")}
@@ -168,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
         size = self.headers.get("Content-Length", "")
         if not size.isdecimal():
             return Reply(HTTPStatus.LENGTH_REQUIRED)
-        if int(size) > BODY_LIMIT:
+        if len(size) > _SIZE_DIGITS or int(size) > BODY_LIMIT:
             return Reply(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         stdin = b""
         try:

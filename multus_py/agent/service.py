@@ -98,6 +98,8 @@ class Service:
 
     def _delegate(self, env: Mapping[str, str], stdin: bytes, asked: dict[str, Any]) -> dict[str, Any] | None:
         call = calls.parse({"CNI_PATH": "/", **env}, stdin)
+        if call.verb == "VERSION":
+            return None
         self._refuse_unready(call.verb)
         # The delegate's config is its own: only the daemon's file says how we work.
         node, _ = self.node(replace(call, config={"name": call.config["name"], "cniVersion": call.version}))

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from multus_py import journal
+from multus_py import journal, small_files
 from multus_py.cni import jsontext
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
@@ -66,7 +66,7 @@ class Spool:
         OSError when it cannot be read: it may be a DEL like any other.
         """
         try:
-            return decode(path.read_bytes(), path)
+            return decode(small_files.read(path), path)
         except FileNotFoundError:
             return None
         except (IsADirectoryError, CniError) as error:

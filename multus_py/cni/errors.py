@@ -84,11 +84,19 @@ def gathered(doing: str, troubles: Sequence[CniError]) -> CniError:
     )
 
 
-def unforeseen(error: Exception) -> CniError:
+def _words(error: BaseException) -> str:
+    """Return what an error says; its class may be of another package, and fail at that, too."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  an error that cannot be told must not hide that there is one
+        return "it cannot say what it is"
+
+
+def unforeseen(error: BaseException) -> CniError:
     """Return the CNI error for any other: code 999 for one that nobody expected."""
     if isinstance(error, CniError):
         return error
-    told = CniError(Code.INTERNAL, f"internal error: {type(error).__name__}: {error}", "please report it")
+    told = CniError(Code.INTERNAL, f"internal error: {type(error).__name__}: {_words(error)}", "please report it")
     told.__cause__ = error
     return told
 

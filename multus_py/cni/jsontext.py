@@ -29,7 +29,8 @@ def parse(text: bytes | str) -> Any:
         raise
     except (ValueError, RecursionError) as cause:
         raise _placed(text, cause) from cause
-    escaped = b"\\u" in text if isinstance(text, bytes) else "\\u" in text or not text.isascii()
+    # Bytes, too: Python's parser takes half a pair that is written in UTF-8.
+    escaped = not text.isascii() or (b"\\u" in text if isinstance(text, bytes) else "\\u" in text)
     return _whole(body) if escaped else body
 
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Be a CNI plugin: environment and standard input in, result or error JSON and exit code out. The error boundary."""
 
+import errno
 import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TextIO
 
 from multus_py.cni import call as calls
@@ -16,16 +18,19 @@ from multus_py.cni.text import one_line
 Handler = Callable[[Call], dict[str, Any] | None]
 
 
-def serve(handle: Handler, env: Mapping[str, str], stdin: bytes, stdout: TextIO, about: str) -> int:
+def serve(handle: Handler, env: Mapping[str, str], stdin: bytes, stdout: TextIO | None, about: str) -> int:
     """Answer one call and return the exit code. *handle* gets every verb but VERSION, which needs no config of ours.
 
-    Without CNI_COMMAND a person is asking: *about* goes to standard error (as libcni's plugins do).
+    Without CNI_COMMAND a person is asking: *about* goes to standard error (as libcni's plugins do). OSError when the
+    answer cannot be written.
     """
     if not env.get("CNI_COMMAND"):
-        sys.stderr.write(about + "\n")
+        _tell(about + "\n")
         return 0
     body, code = answer(handle, env, stdin)
     if body is not None:
+        if stdout is None:
+            raise OSError(errno.EBADF, "standard output is closed")
         json.dump(body, stdout, indent=4)
         stdout.write("\n")
         stdout.flush()
@@ -47,9 +52,15 @@ def answer(handle: Handler, env: Mapping[str, str], stdin: bytes) -> tuple[dict[
 
 
 def log_unforeseen(error: Exception) -> None:
-    """Write the trace of an error that nobody expected to standard error."""
+    """Write the trace of an error that nobody expected to standard error, if somebody can read it there."""
     lines = "".join(traceback.format_exception(error)).splitlines()
-    sys.stderr.write("\n    ".join(map(one_line, lines)) + "\n")
+    _tell("\n    ".join(map(one_line, lines)) + "\n")
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError):
+        if sys.stderr:  # None where it is closed
+            sys.stderr.write(text)
 
 
 def version_reply(call: Call) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plugin process of standalone mode: a runtime starts it for every verb. Imports are paid for by every pod."""
 
+import io
 import os
 import sys
 import time
@@ -25,8 +26,14 @@ People want `multus-py --help`."""
 def main() -> int:
     """Answer the call in this process's environment and standard input; return the exit code."""
     env = dict(os.environ)
-    stdin = sys.stdin.buffer.read() if env.get("CNI_COMMAND") else b""
-    return serve.serve(lambda call: handle(call, env), env, stdin, sys.stdout, ABOUT)
+    # Python has None for a stream that was closed before it started.
+    stdin = sys.stdin.buffer.read() if sys.stdin and env.get("CNI_COMMAND") else b""
+    try:
+        return serve.serve(lambda call: handle(call, env), env, stdin, sys.stdout, ABOUT)
+    except OSError as cause:  # an ADD that nobody hears of has failed: the runtime's DEL follows
+        print(f"multus-py: cannot write the answer: {cause.strerror}", file=sys.stderr or io.StringIO())
+        sys.stdout = io.StringIO()  # else Python tries the rest of it once more at its end
+        return 1
 
 
 def handle(call: Call, env: Mapping[str, str]) -> dict[str, Any] | None:
