@@ -146,7 +146,6 @@ REFUSED = {
         {"vlan": 5, "vlanProto": "802.1ad"}, "vlan 5 (vlanQoS 0, vlanProto 802.1ad)", "EPROTONOSUPPORT",
         Code.UNSUPPORTED_FIELD,
     ),
-    "multicast": ({"mac": "03:00:00:00:00:01"}, "mac 03:00:00:00:00:01", "EINVAL", Code.INVALID_CONFIG),
 }  # fmt: skip
 
 

@@ -268,7 +268,7 @@ def test_pods_that_compete_never_share_a_function(card: nic.Nic, pods: Pods, tmp
         os.waitpid(child, 0)
     rounds = [json.loads((tmp_path / f"round{n}").read_text()) for n in range(PODS)]
     assert [] == [trouble for one in rounds for trouble in one["troubles"]]
-    assert sum(one["held"] for one in rounds) >= PODS
+    assert sum(one["held"] for one in rounds) >= len(card.ports[0].functions)  # a busy machine emulates few more
     assert sum(one["killed"] for one in rounds) >= 3
     assert sum(one["refused"] for one in rounds) >= PODS
     assert [] == pods.leases()
