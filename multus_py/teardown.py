@@ -81,9 +81,8 @@ def detach(
     if node.chain.cache.has(attachment, call.container_id):
         progress = journal.complete(attachment)
     elif not call.netns or journal.is_gone(call.netns):
-        progress = Progress(
-            progress.begun, 0
-        )  # neither namespace nor result: nobody can wait for what nobody can prove
+        # Neither namespace nor result: nobody can wait for what nobody can prove.
+        progress = Progress(progress.begun, 0)
     troubles = _ask(attachment, progress.begun, call, node)
     if owed := [trouble for n, trouble in sorted(troubles.items()) if n < progress.done]:
         raise gathered(str(attachment), owed) if len(owed) > 1 else owed[0]
