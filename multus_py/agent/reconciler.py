@@ -7,7 +7,9 @@ Whatever one DEL, page or pod meets, the others are looked at; what fails is tri
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,21 +68,37 @@ class Reconciler:
 
     def __post_init__(self) -> None:
         self._tombstones, self._sandboxes = Pauses(self.monotonic), Pauses(self.monotonic)
+        self._due: deque[Path] = deque()
+        self._threads, self._lock = 0, threading.Lock()  # how many replay now
 
     def replay_spool(self) -> None:
         """Begin to make up for the DELs that came while nobody listened, a few at once, oldest first.
 
-        Each has a thread of its own: one that hangs keeps neither the others waiting nor the daemon from its end.
+        Threads of their own do it: one that hangs keeps neither the others waiting nor the daemon from its end.
         """
         there = self.spool.files()
         self._tombstones.keep(set(there))
         due = [path for path in there if path not in self._replaying and self._tombstones.over(path)]
-        for path in due:
-            if len(self._replaying) >= REPLAYED_AT_ONCE:
-                return
-            if tombstone := self._read(path):
-                self._replaying.add(path)
-                threading.Thread(target=self._replay, args=(tombstone,), name="replay", daemon=True).start()
+        self._replaying.update(due)
+        self._due.extend(due)
+        with self._lock:
+            more = min(len(self._due), REPLAYED_AT_ONCE - self._threads)
+            self._threads += more
+        for _ in range(more):
+            threading.Thread(target=self._replay_due, name="replay", daemon=True).start()
+
+    def _replay_due(self) -> None:
+        """Make up for one DEL after the other until none is due."""
+        try:
+            with suppress(IndexError):
+                while True:
+                    path = self._due.popleft()
+                    if tombstone := self._read(path):
+                        self._replay(tombstone)
+                    self._replaying.discard(path)
+        finally:
+            with self._lock:
+                self._threads -= 1
 
     def replay_all(self) -> None:
         """Make up for every DEL that waits, once, and come back when that is done."""
@@ -105,7 +123,6 @@ class Reconciler:
         else:
             tombstone.remove()
             self.count("replayed")
-        self._replaying.discard(tombstone.path)
 
     def release_dead(self, node: Node) -> None:
         """Detach the sandboxes whose namespace is gone: the kernel frees no addresses, devices and rules.

@@ -105,6 +105,14 @@ def test_a_delete_that_hangs_keeps_no_other_waiting(stage):
     until(lambda: len(seen) == 4)
 
 
+def test_one_look_replays_all_that_waits(stage):
+    """Forty DELs are not four a second: who has done one takes the next."""
+    buried(stage, *(f"c{n}" for n in range(40)))
+    seen = []
+    watcher(stage, lambda tombstone: seen.append(tombstone.path.name)).replay_spool()
+    until(lambda: len(seen) == 40 and not list((stage.folder / "cni/spool").iterdir()), seconds=5)
+
+
 @pytest.mark.parametrize("step", [-86400.0, 86400.0])
 def test_a_step_of_the_clock_drops_no_delete(stage, step):
     """Whether a sandbox was attached anew is told by the clock that nobody sets."""
