@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A delegate that raises anything, known under the type "faulty", and a machine whose own folders stay untouched."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,12 @@ from multus_py import plugins
 from multus_py.config import MultusConfig
 from multus_py.delegates import sriov
 from multus_py.delegates.ipam import host_local
+
+
+@pytest.fixture(autouse=True)
+def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away the log of a test before, which wrote to a standard error that is closed by now."""
+    monkeypatch.setattr(logging.getLogger("multus_py"), "handlers", [])
 
 
 @pytest.fixture
