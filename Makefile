@@ -6,11 +6,11 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PYTEST_FLAGS ?=
 # A file that says with what versions, and what is built when the package is installed.
-INSTALLED := pyproject.toml hatch_build.py .ci/python-venv $(wildcard multus_py/shim/*.[ch])
+INSTALLED := pyproject.toml hatch_build.py .ci/python-venv $(wildcard multus_py/install/shim/*.[ch])
 LOWEST := .venv-lowest
 # The tests that use third-party packages, each of those in pyproject.toml; all tests are LOWEST_TESTS=tests.
-LOWEST_TESTS ?= tests/agent/test_daemon.py tests/cli/test_lint.py tests/cni tests/devices tests/kube tests/schemas \
-	tests/test_locks.py tests/test_netlink.py
+LOWEST_TESTS ?= tests/agent/test_daemon.py tests/cli/test_lint.py tests/cni tests/config tests/kernel tests/kube tests/plan/test_devices.py \
+	tests/test_locks.py
 
 GUEST := $${XDG_CACHE_HOME:-/var/cache}/multus-py-guest
 
@@ -63,5 +63,5 @@ packages: ## Debian's packages that demo and tests use, those that are missing
 	@.ci/debian-packages
 
 clean: ## remove what was built here
-	rm -rf .venv $(LOWEST) build dist multus_py/shim/bin .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv $(LOWEST) build dist multus_py/install/shim/bin .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

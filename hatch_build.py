@@ -23,7 +23,7 @@ _ZIG = "ziglang>=0.13"
 
 
 class ShimBuildHook(BuildHookInterface[Any]):
-    """Puts multus-shim-<machine> into multus_py/shim/bin, and the truth into the wheel's tag."""
+    """Puts multus-shim-<machine> into multus_py/install/shim/bin, and the truth into the wheel's tag."""
 
     def dependencies(self) -> list[str]:
         """Ask for ziglang when nothing else can compile.
@@ -38,7 +38,7 @@ class ShimBuildHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build what can be built; without a shim for this machine the build fails."""
         here = os.uname().machine
-        shim = Path(self.root) / "multus_py" / "shim"
+        shim = Path(self.root) / "multus_py" / "install" / "shim"
         build(shim, here)
         if version == "editable":
             return

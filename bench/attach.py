@@ -30,7 +30,8 @@ sys.path += [str(Path(__file__).parents[1] / "tests")]
 from running import Running
 from story import Stage, namespace
 
-from multus_py import netlink, shim
+from multus_py.install import shim
+from multus_py.kernel import netlink
 
 BACKENDS = ("builtin", "exec")
 

@@ -17,7 +17,7 @@ from socketserver import ThreadingUnixStreamServer
 from threading import Thread
 from typing import ClassVar
 
-from multus_py import shim
+from multus_py.install import shim
 
 RUNS = 300
 _NOTHING = "int main(void) { return 0; }"

@@ -157,7 +157,7 @@ def main() -> None:
 
 def measure(asked: argparse.Namespace, kubeconfig: Path, port: int, relists: Any, updates: Any) -> None:
     """Run the store against the double and print a row for each stage."""
-    from multus_py.kube.follow import Tempo
+    from multus_py.kube.reflector import Tempo
     from multus_py.kube.watched import Watched
 
     def row(stage: str) -> None:

@@ -8,20 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from multus_py import netlink
 from multus_py.cni import names
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
 from multus_py.cni.delegate import Request
 from multus_py.cni.errors import CniError, Code, finish
+from multus_py.cni.fields import Fields
 from multus_py.cni.result import DNS, IP, Interface, Result, Route
+from multus_py.config import delegate_schema
 from multus_py.delegates import configure, requested
-from multus_py.fields import Fields
-from multus_py.netlink import Link, Netlink
-from multus_py.schemas import keys
-from multus_py.undo import Undo
+from multus_py.kernel import netlink
+from multus_py.kernel.netlink import Link, Netlink
+from multus_py.kernel.undo import Undo
 
-SCHEMA: Mapping[str, Any] = keys.load("bridge")
+SCHEMA: Mapping[str, Any] = delegate_schema.load("bridge")
 OWNS_INTERFACE = True  # DEL removes the sandbox's interface and no other link
 _DEFAULT_ROUTE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 _FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from multus_py import netlink
 from multus_py.cni.call import Call
 from multus_py.cni.delegate import Request
 from multus_py.cni.errors import CniError, Code
+from multus_py.cni.fields import Fields
 from multus_py.cni.result import IP, Address, Network, Result, Route
 from multus_py.cni.result import read as read_result
-from multus_py.fields import Fields
-from multus_py.netlink import Link, Netlink
+from multus_py.kernel import netlink
+from multus_py.kernel.netlink import Link, Netlink
 
 _DAD_SECONDS = 5.0  # the reference plugins wait as long
 _IFF_RUNNING = 0x40

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
-from multus_py.fields import Fields
+from multus_py.cni.fields import Fields
 
 T = TypeVar("T")
 _REMEMBERED = 64  # configs that were read for a plan and not carried out yet

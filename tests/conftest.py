@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from namespaces import Site, site
 
-from multus_py import netlink
-from multus_py.netlink import Netlink
+from multus_py.kernel import netlink
+from multus_py.kernel.netlink import Netlink
 
 _LEAKS = ("CNI_", "KUBE", "K8S_", "MULTUS_", "NODE_NAME", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 _KUBECONFIG = os.environ.get("KUBECONFIG")

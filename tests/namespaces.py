@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from multus_py import netlink
+from multus_py.kernel import netlink
 
 PREFIX = "/run/netns/mpt"
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from story import Stage
 
-from multus_py import netlink, shim
+from multus_py.install import shim
+from multus_py.kernel import netlink
 
 
 @dataclass

@@ -12,15 +12,16 @@ from typing import Any
 
 from scripted import Scripted
 
-from multus_py import config as configs
-from multus_py import netlink, verbs
-from multus_py.chain import Chain
 from multus_py.cni.call import Call, cni_args
-from multus_py.journal import Journal
+from multus_py.config import plugin as configs
+from multus_py.kernel import netlink
 from multus_py.kube.manifests import Manifests
-from multus_py.node import Node
-from multus_py.plugins import Plugins
-from multus_py.result_cache import ResultCache
+from multus_py.state.journal import Journal
+from multus_py.state.result_cache import ResultCache
+from multus_py.verbs import verbs
+from multus_py.verbs.chain import Chain
+from multus_py.verbs.node import Node
+from multus_py.verbs.plugins import Plugins
 
 
 @contextmanager

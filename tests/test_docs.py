@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from multus_py import config as configs
 from multus_py.cli.commands import COMMANDS, parser_of
 from multus_py.cli.main import main
+from multus_py.config import plugin as configs
 from multus_py.kube.manifests import Manifests
 from multus_py.kube.store import NETWORKS
 

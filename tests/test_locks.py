@@ -113,7 +113,9 @@ def test_a_changed_lock_is_installed(folder: str, lock: str) -> None:
     words = ["make", "--dry-run", "--print-data-base", "help"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     (needs,) = re.findall(rf"^{re.escape(folder)}/\.installed: ([^|\n]*)", done.stdout, re.M)
-    assert {f"requirements/{lock}", "pyproject.toml", "hatch_build.py", "multus_py/shim/shim.c"} <= set(needs.split())
+    assert {f"requirements/{lock}", "pyproject.toml", "hatch_build.py", "multus_py/install/shim/shim.c"} <= set(
+        needs.split()
+    )
 
 
 def test_the_lowest_versions_are_run() -> None:

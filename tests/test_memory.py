@@ -7,13 +7,13 @@ from contextlib import suppress
 
 import pytest
 
-from multus_py import netlink, rtnetlink
-from multus_py.agent.metrics import Metrics
+from multus_py.agent.serving.metrics import Metrics
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError
 from multus_py.cni.result import read
 from multus_py.delegates.ipam import pool, ranges
-from multus_py.plugins import Plugins
+from multus_py.kernel import netlink, wire
+from multus_py.verbs.plugins import Plugins
 
 MANY = 3000
 
@@ -102,4 +102,4 @@ def test_a_burst_of_sockets_leaves_few_buffers():
     many = [netlink.open(None) for _ in range(100)]
     for one in many:
         one.close()
-    assert len(rtnetlink._rooms) <= 16
+    assert len(wire._rooms) <= 16

@@ -13,19 +13,21 @@ from hypothesis import strategies as st
 from running import Running, until
 from story import Stage, namespace
 
-from multus_py import logs, netlink, selection
-from multus_py.agent.spawner import Spawner
+from multus_py.agent.concurrency.spawner import Spawner
 from multus_py.cni import call as calls
 from multus_py.cni import jsontext, names, serve
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError
+from multus_py.cni.executables import Children
 from multus_py.cni.text import one_line
-from multus_py.config import MultusConfig
-from multus_py.executables import Children
+from multus_py.config import selection
+from multus_py.config.plugin import MultusConfig
+from multus_py.entry import logs
+from multus_py.kernel import netlink
 from multus_py.kube.apiserver import ApiServer
 from multus_py.kube.manifests import Manifests
 from multus_py.kube.store import Pod, PodRef
-from multus_py.plugins import Plugins
+from multus_py.verbs.plugins import Plugins
 
 # What is no file name, and leads to a program all the same when it is joined to a folder as it is.
 PATHS = [

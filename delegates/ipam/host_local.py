@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multus_py import host_root, small_files
 from multus_py.cni import names, versions
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
 from multus_py.cni.delegate import Request
 from multus_py.cni.errors import CniError, Code
+from multus_py.cni.fields import Fields
 from multus_py.cni.result import DNS, IP, Address, Result, Route
+from multus_py.config import delegate_schema
 from multus_py.delegates import requested
 from multus_py.delegates.ipam import pool, ranges
 from multus_py.delegates.ipam.pool import Pool
 from multus_py.delegates.ipam.ranges import Candidate, RangeSet
-from multus_py.fields import Fields
-from multus_py.schemas import keys
-from multus_py.undo import Undo
+from multus_py.kernel import host_root, small_files
+from multus_py.kernel.undo import Undo
 
-SCHEMA: Mapping[str, Any] = keys.load("host-local")
+SCHEMA: Mapping[str, Any] = delegate_schema.load("host-local")
 DATA_DIR = "/var/lib/cni/networks"
 _RESOLV_CONF_MAX = 64 * 1024  # bytes
 _RANGE_KEYS = ("subnet", "rangeStart", "rangeEnd", "gateway")

@@ -8,9 +8,9 @@ from typing import Any
 
 from multus_py.cni.addresses import read_address, read_cidr
 from multus_py.cni.errors import CniError, Code
+from multus_py.cni.fields import Fields
 from multus_py.cni.result import DNS, Address, Cidr, Network, Route, Unreadable
 from multus_py.cni.result import read as read_result
-from multus_py.fields import Fields
 
 
 @dataclass(frozen=True)

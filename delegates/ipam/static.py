@@ -10,13 +10,13 @@ from multus_py.cni import versions
 from multus_py.cni.call import Call
 from multus_py.cni.delegate import Request
 from multus_py.cni.errors import CniError, Code
+from multus_py.cni.fields import Fields
 from multus_py.cni.result import DNS, IP, Address, Result, Route
+from multus_py.config import delegate_schema
 from multus_py.delegates import requested
 from multus_py.delegates.ipam import ranges
-from multus_py.fields import Fields
-from multus_py.schemas import keys
 
-SCHEMA: Mapping[str, Any] = keys.load("static")
+SCHEMA: Mapping[str, Any] = delegate_schema.load("static")
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,11 @@ COMMANDS = {
     "daemon": Command("multus_py.cli.daemon", "the node agent: serve the shim's calls for all pods of this node"),
     "install": Command("multus_py.cli.install", "put the plugin in front of a node's primary CNI"),
     "uninstall": Command("multus_py.cli.uninstall", "take executable and conf away again, the node works as before"),
-    "lab": Command("multus_py.cli.lab", "throw-away pods from manifests on this machine, no cluster"),
+    "lab": Command("multus_py.cli.lab.command", "throw-away pods from manifests on this machine, no cluster"),
     "status": Command("multus_py.cli.status", "attachments on this node, checked against the kernel"),
     "forget": Command("multus_py.cli.forget", "drop what the journal keeps of a sandbox that never goes"),
     "lint": Command("multus_py.cli.lint", "find what is wrong in definitions, pods and configs"),
-    "doctor": Command("multus_py.cli.doctor", "is this node fit: folders, plugins, kernel, sockets, leftovers"),
+    "doctor": Command("multus_py.cli.doctor.command", "is this node fit: folders, plugins, kernel, sockets, leftovers"),
 }
 _EXAMPLE = "example:\n  multus-py lab up examples && multus-py lab show\n\nmultus-py COMMAND --help tells more."
 

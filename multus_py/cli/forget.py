@@ -12,9 +12,9 @@ from multus_py.cni.errors import CniError, Code
 from multus_py.cni.text import one_line
 
 if TYPE_CHECKING:
-    from multus_py.journal import Journal, Page
-    from multus_py.plan import Attachment
-    from multus_py.result_cache import ResultCache
+    from multus_py.plan.decide import Attachment
+    from multus_py.state.journal import Journal, Page
+    from multus_py.state.result_cache import ResultCache
 
 _DESCRIPTION = """\
 Drop the journal page and the kept results of a sandbox whose plugins never confirm its DEL, and show what they may
@@ -59,8 +59,8 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show what may leak, then drop it."""
-    from multus_py.journal import Journal
-    from multus_py.result_cache import ResultCache
+    from multus_py.state.journal import Journal
+    from multus_py.state.result_cache import ResultCache
 
     book, cache = Journal(args.cni_dir / "attachments"), ResultCache(args.cni_dir / "results")
     container_id, ifname = _named(book, args.sandbox)
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _is_gone(page: "Page", cache: "ResultCache", container_id: str) -> bool:
     """Tell whether nothing of the sandbox can live: by its page, by the results where that cannot be read."""
-    from multus_py.journal import is_gone
+    from multus_py.state.journal import is_gone
 
     if page.entry:
         return not page.entry.attachments or page.entry.is_gone()

@@ -8,10 +8,9 @@ from typing import Any
 
 from multus_py.cni import jsontext, versions
 from multus_py.cni.errors import CniError, Code
-from multus_py.config import TYPE
-from multus_py.entry import install
-from multus_py.nodeconf import executable
-from multus_py.nodeconf.ours import Folders, Order
+from multus_py.config.plugin import TYPE
+from multus_py.install import executable, installation
+from multus_py.install.our_conf import Folders, Order
 
 _DESCRIPTION = """\
 Put the plugin in front of a node's primary CNI: an executable in the folder of CNI plugins, and a conf file that the
@@ -104,8 +103,8 @@ def conf_folder(args: argparse.Namespace) -> Path:
 def run(args: argparse.Namespace) -> int:
     """Install and say what was written."""
     if args.shim_only:
-        folder = Path(args.socket_dir or install.SOCKET_DIR)
-        placed = install.place(args.cni_bin_dir, args.name, executable.shim_for(args.machine), folder)
+        folder = Path(args.socket_dir or installation.SOCKET_DIR)
+        placed = installation.place(args.cni_bin_dir, args.name, executable.shim_for(args.machine), folder)
         print(json.dumps({"executable": str(placed)}, indent=2) if args.json else f"executable  {placed}")
         return 0
     source = {"manifests": args.manifests, "kubeconfig": args.kubeconfig}
@@ -125,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
             else "--manifests and --kubeconfig need --standalone",
             "with a daemon, its own config says where pods and definitions are",
         )
-    done = install.install(order, executable.launcher() if args.standalone else executable.shim_for(args.machine))
+    done = installation.install(order, executable.launcher() if args.standalone else executable.shim_for(args.machine))
     if args.json:
         print(json.dumps(done.to_json(), indent=2))
         return 0

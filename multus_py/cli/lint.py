@@ -11,17 +11,18 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from multus_py import capabilities, selection
 from multus_py.cli.positions import Spot, Text, value_at
 from multus_py.cni import conflist, jsontext
 from multus_py.cni.call import json_object
 from multus_py.cni.conflist import Conflist
 from multus_py.cni.errors import CniError
 from multus_py.cni.text import one_line
-from multus_py.config import OUR_TYPES, delegates_to_us
+from multus_py.config import selection
+from multus_py.config.plugin import OUR_TYPES, delegates_to_us
+from multus_py.config.validate import Place, Trouble, troubles
 from multus_py.kube.manifests import SIZE_LIMIT, SUFFIXES, documents
 from multus_py.kube.store import DEFAULT_NETWORK, DEFAULT_NETWORKS, NETWORKS
-from multus_py.schemas.validate import Place, Trouble, troubles
+from multus_py.plan import capabilities
 
 CONFIGS = (".conf", ".conflist")
 DAEMON_CONFIG = "daemon-config.json"

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from multus_py.selection import places
+from multus_py.config.selection import places
 
 Place = tuple[str | int, ...]
 _JSON_CHARACTER = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u....|\\.|[^\"]", re.DOTALL)

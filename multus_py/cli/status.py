@@ -37,10 +37,10 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what is attached; 1 when something drifted or the pod is not known."""
-    from multus_py.attached import Survey
-    from multus_py.journal import Journal
-    from multus_py.pci import Bus
-    from multus_py.result_cache import ResultCache
+    from multus_py.kernel.pci import Bus
+    from multus_py.state.journal import Journal
+    from multus_py.state.result_cache import ResultCache
+    from multus_py.verbs.attached import Survey
 
     survey = Survey(Journal(args.cni_dir / "attachments"), ResultCache(args.cni_dir / "results"), Bus())
     found = [sandbox for sandbox in survey.sandboxes() if _is_meant(args.pod, sandbox)]

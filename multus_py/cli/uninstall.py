@@ -10,9 +10,9 @@ from typing import Any
 
 from multus_py.cli.install import add_place, conf_folder
 from multus_py.cni.errors import CniError, Code
-from multus_py.entry import install
-from multus_py.entry.install import Removal, Removed
-from multus_py.nodeconf.ours import Folders
+from multus_py.install import installation
+from multus_py.install.installation import Removal, Removed
+from multus_py.install.our_conf import Folders
 
 _DESCRIPTION = """\
 Remove the conf file and the executable that `multus-py install` wrote, give back what it set aside, and touch nothing
@@ -54,14 +54,14 @@ def run(args: argparse.Namespace) -> int:
     asked = Removal(
         Folders(args.cni_bin_dir, conf_folder(args)), args.name, args.keep_shim, args.cni_dir, args.socket_dir
     )
-    done = install.uninstall(asked)
+    done = installation.uninstall(asked)
     if args.drain and done.remaining:
         if not args.json:
             _tell(done)
         _drain(done.cni_dir, args.timeout)
         before = done
         # Our conf is gone by now: only the first round could read from it where things are.
-        done = install.uninstall(replace(asked, cni_dir=before.cni_dir, socket_dir=before.socket_dir))
+        done = installation.uninstall(replace(asked, cni_dir=before.cni_dir, socket_dir=before.socket_dir))
         if args.json:
             done.removed, done.given_back = before.removed + done.removed, before.given_back + done.given_back
     if args.json:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _drain(cni_dir: Path, seconds: float) -> None:
     end = time.monotonic() + seconds if seconds else float("inf")
-    while left := install.remaining(cni_dir):
+    while left := installation.remaining(cni_dir):
         if time.monotonic() >= end:
             raise CniError(
                 Code.TRY_AGAIN,

@@ -13,30 +13,30 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multus_py import config as configs
-from multus_py import logs, plugins
-from multus_py.agent import api
-from multus_py.agent import config as daemon_config
-from multus_py.agent.config import DaemonConfig
-from multus_py.agent.default_network import Clock, Found
-from multus_py.agent.dynamic_attachments import DynamicAttachments
-from multus_py.agent.follower import Ears, Follower, Place
-from multus_py.agent.lanes import Lanes
-from multus_py.agent.metrics import Metrics
-from multus_py.agent.reconciler import Reconciler
-from multus_py.agent.service import Service
-from multus_py.agent.spawner import Spawner
-from multus_py.agent.spool import Spool
-from multus_py.agent.workers import Workers
+from multus_py.agent.concurrency.lanes import Lanes
+from multus_py.agent.concurrency.spawner import Spawner
+from multus_py.agent.concurrency.workers import Workers
+from multus_py.agent.node.conf_keeper import Ears, Follower, Place
+from multus_py.agent.node.default_network import Clock, Found
+from multus_py.agent.reconciling.dynamic_attachments import DynamicAttachments
+from multus_py.agent.reconciling.reconciler import Reconciler
+from multus_py.agent.serving import api
+from multus_py.agent.serving.metrics import Metrics
+from multus_py.agent.serving.service import Service
 from multus_py.cni.errors import CniError, Code
-from multus_py.config import MultusConfig
-from multus_py.entry import install
+from multus_py.config import daemon as daemon_config
+from multus_py.config import plugin as configs
+from multus_py.config.daemon import DaemonConfig
+from multus_py.config.plugin import MultusConfig
+from multus_py.entry import logs
 from multus_py.entry.signals import Signals
+from multus_py.install import executable, installation, our_conf
 from multus_py.kube.store import KubeStore, PodRef
-from multus_py.nodeconf import executable, ours
+from multus_py.state.spool import Spool
+from multus_py.verbs import plugins
 
 if TYPE_CHECKING:
-    from multus_py.agent.identity import Keeper
+    from multus_py.agent.node.certificate import Keeper
 
 log = logging.getLogger("multus_py")
 
@@ -65,7 +65,7 @@ def main(path: Path) -> int:
     return daemon.serve()
 
 
-def once(path: Path) -> install.Remaining:
+def once(path: Path) -> installation.Remaining:
     """Make up for the DELs that wait and release dead sandboxes, without a daemon; return what is left."""
     config = daemon_config.load(path)
     start_logs(config)
@@ -236,7 +236,9 @@ class Daemon:
             self._metrics.gauge("certificate_expiry", words, self._keeper.expiry)
         if config.install:
             target = config.install.target
-            self._metrics.gauge("conf_in_place", "Whether our conf is in place", lambda: ours.read(target) is not None)
+            self._metrics.gauge(
+                "conf_in_place", "Whether our conf is in place", lambda: our_conf.read(target) is not None
+            )
             self._metrics.gauge(
                 "default_network_found",
                 "Whether the default network's conf is there",
@@ -279,8 +281,8 @@ class Daemon:
         try:
             cni_dir = self._service.own_node().config.cni_dir
             keep = config.cni_bin_dir is None
-            removal = install.Removal(folders, name, keep, cni_dir, config.socket_dir, daemon_stays=False)
-            done = install.uninstall(removal)
+            removal = installation.Removal(folders, name, keep, cni_dir, config.socket_dir, daemon_stays=False)
+            done = installation.uninstall(removal)
         except CniError as error:
             log.error("%s", error)  # noqa: TRY400  what is told is the reason, not the place
             return
@@ -290,7 +292,7 @@ class Daemon:
             self._keeper.forget()
         log.info("%s was removed; %d sandboxes are left", config.install.target, done.remaining.sandboxes)
 
-    def clean(self) -> install.Remaining:
+    def clean(self) -> installation.Remaining:
         """Do once, without serving, what the daemon does for sandboxes that are gone."""
         config = self._service.config
         _alone(config.socket_dir, 0.0)
@@ -303,7 +305,7 @@ class Daemon:
             self._reconciler.release_dead(node)
         finally:
             self._spawner.close()
-        return install.remaining(node.config.cni_dir, config.spool_dir)
+        return installation.remaining(node.config.cni_dir, config.spool_dir)
 
     def _thread(self, work: Callable[[], Any], name: str) -> threading.Thread:
         thread = threading.Thread(target=work, name=name, daemon=True)
@@ -367,7 +369,7 @@ def _keeper(config: DaemonConfig, tell: Callable[[str, str, str], None]) -> "Kee
     if config.certificate is None:
         return None
     # With it comes the cryptography package: 0.1 s, 20 MB.
-    from multus_py.agent.identity import Keeper, World
+    from multus_py.agent.node.certificate import Keeper, World
     from multus_py.kube import kubeconfig
 
     settings = configs.parse({"name": "multus-py", **config.overlay})

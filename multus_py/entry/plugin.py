@@ -14,9 +14,9 @@ from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
 
 if TYPE_CHECKING:  # for the names in signatures: VERSION does not pay for them
-    from multus_py.config import MultusConfig
+    from multus_py.config.plugin import MultusConfig
     from multus_py.kube.store import KubeStore
-    from multus_py.node import Node
+    from multus_py.verbs.node import Node
 
 ABOUT = f"""multus-py: a meta-CNI plugin, one pod with several interfaces.
 A container runtime starts this program with CNI_COMMAND in its environment (CNI {", ".join(versions.SUPPORTED)}).
@@ -39,8 +39,10 @@ def main() -> int:
 def handle(call: Call, env: Mapping[str, str]) -> dict[str, Any] | None:
     """Assemble the node that the call's config describes and tell the story of its verb."""
     # VERSION is answered without any of these.
-    from multus_py import config, logs, verbs
-    from multus_py.plugins import DEPTH
+    from multus_py.config import plugin
+    from multus_py.entry import logs
+    from multus_py.verbs import verbs
+    from multus_py.verbs.plugins import DEPTH
 
     if env.get(DEPTH):
         raise CniError(
@@ -48,7 +50,7 @@ def handle(call: Call, env: Mapping[str, str]) -> dict[str, Any] | None:
             "multus-py was called by one of its own delegates",
             "a network config names multus-py, or something that calls it: name the network itself",
         )
-    settings = config.parse(call.config)
+    settings = plugin.parse(call.config)
     logs.start(settings)
     call = replace(call, path=settings.path(call.path))
     node = assemble(settings, env)
@@ -57,12 +59,12 @@ def handle(call: Call, env: Mapping[str, str]) -> dict[str, Any] | None:
 
 def assemble(settings: "MultusConfig", env: Mapping[str, str]) -> "Node":
     """Return the node of this process: stores and folders as *settings* name them."""
-    from multus_py.chain import Chain
-    from multus_py.executables import Children
-    from multus_py.journal import Journal
-    from multus_py.node import Node
-    from multus_py.plugins import Plugins
-    from multus_py.result_cache import ResultCache
+    from multus_py.cni.executables import Children
+    from multus_py.state.journal import Journal
+    from multus_py.state.result_cache import ResultCache
+    from multus_py.verbs.chain import Chain
+    from multus_py.verbs.node import Node
+    from multus_py.verbs.plugins import Plugins
 
     children = Children({key: value for key, value in env.items() if not key.startswith("CNI_")})
     return Node(

@@ -10,7 +10,7 @@ from typing import Any
 
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code
-from multus_py.fields import Fields
+from multus_py.cni.fields import Fields
 from multus_py.kube.store import Device, Unavailable
 
 

@@ -18,7 +18,7 @@ from multus_py.cni import jsontext, names
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.jsontext import DEPTH_LIMIT, TOO_DEEP
 from multus_py.cni.text import one_line
-from multus_py.kube.notes import Event, Notes
+from multus_py.kube.pod_files import Event, Notes
 from multus_py.kube.store import NETWORK_STATUS, Device, NetworkDefinition, NotFound, Pod, PodRef
 
 SUFFIXES = (".yaml", ".yml", ".json")

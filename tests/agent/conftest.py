@@ -7,7 +7,7 @@ import pytest
 from running import Running
 from story import Stage, namespace
 
-from multus_py import netlink
+from multus_py.kernel import netlink
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 import pytest
 from running import until
 
-from multus_py.agent import api
+from multus_py.agent.serving import api
 
 
 class Told:

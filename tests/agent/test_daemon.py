@@ -14,7 +14,7 @@ import pytest
 from running import ended, until
 from story import namespace
 
-from multus_py import netlink
+from multus_py.kernel import netlink
 from multus_py.kube.store import PodRef
 
 

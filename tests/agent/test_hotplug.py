@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from following import STATUS, events, followed, interfaces
 
-from multus_py import netlink
-from multus_py.agent import reconciler
+from multus_py.agent.reconciling import reconciler
+from multus_py.kernel import netlink
 from multus_py.kube.store import PodRef
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from running import until
 
-from multus_py.agent.lanes import Lanes, Turn
+from multus_py.agent.concurrency.lanes import Lanes, Turn
 from multus_py.cni.call import Call
 
 
@@ -31,7 +31,7 @@ def started(*deeds: Callable[[], None]) -> Iterator[list[threading.Thread]]:
 
 def test_one_computes_at_a_time_in_the_order_of_coming(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is overtaken, and two never have the turn at once."""
-    monkeypatch.setattr("multus_py.agent.lanes._TURN", 10.0)
+    monkeypatch.setattr("multus_py.agent.concurrency.lanes._TURN", 10.0)
     turn, order, inside = Turn(), [], []
 
     def compute(n: int) -> None:
@@ -49,7 +49,7 @@ def test_one_computes_at_a_time_in_the_order_of_coming(monkeypatch: pytest.Monke
 
 def test_who_waits_for_an_executable_gives_its_turn_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next one begins at once, and giving up what one has no more takes nothing from it."""
-    monkeypatch.setattr("multus_py.agent.lanes._TURN", 10.0)
+    monkeypatch.setattr("multus_py.agent.concurrency.lanes._TURN", 10.0)
     turn, came, leave = Turn(), threading.Event(), threading.Event()
 
     def waiting() -> None:
@@ -71,7 +71,7 @@ def test_who_waits_for_an_executable_gives_its_turn_up(monkeypatch: pytest.Monke
 
 def test_what_is_lent_comes_back_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who lends its turn to those who wait goes on before the ones that have not begun."""
-    monkeypatch.setattr("multus_py.agent.lanes._TURN", 10.0)
+    monkeypatch.setattr("multus_py.agent.concurrency.lanes._TURN", 10.0)
     turn, order, lent = Turn(), [], threading.Event()
 
     def lends() -> None:
@@ -95,7 +95,7 @@ def test_what_is_lent_comes_back_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_turn_that_lasts_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that waits for what nobody foresaw holds the others up for a moment and no longer."""
-    monkeypatch.setattr("multus_py.agent.lanes._TURN", 0.2)
+    monkeypatch.setattr("multus_py.agent.concurrency.lanes._TURN", 0.2)
     turn, stuck, done = Turn(), threading.Event(), []
 
     def slow() -> None:
@@ -117,7 +117,7 @@ def test_a_turn_that_lasts_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_del_waits_for_a_del_but_never_for_an_add(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of each verb computes at a time, and who waits for an executable lets the next of its lane begin."""
-    monkeypatch.setattr("multus_py.agent.lanes._TURN", 10.0)
+    monkeypatch.setattr("multus_py.agent.concurrency.lanes._TURN", 10.0)
     lanes, told, leave = Lanes(8, 8), [], threading.Event()
 
     def run(verb: str, sandbox: str, story: Callable[[], None]) -> Callable[[], None]:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from running import until
 
-from multus_py.agent.pod_queue import PodQueue
+from multus_py.agent.reconciling.pod_queue import PodQueue
 
 P, Q = ("default", "p"), ("default", "q")
 

@@ -14,13 +14,14 @@ import pytest
 from running import until
 from story import Stage, namespace
 
-from multus_py import journal, netlink
-from multus_py.agent import reconciler
-from multus_py.agent.reconciler import Pauses, Reconciler
-from multus_py.agent.spool import Spool
+from multus_py.agent.reconciling import reconciler
+from multus_py.agent.reconciling.reconciler import Pauses, Reconciler
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError
+from multus_py.kernel import netlink
 from multus_py.kube.store import NETWORKS, Pod, PodRef
+from multus_py.state import journal
+from multus_py.state.spool import Spool
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import until
 
-from multus_py.agent import spool
-from multus_py.agent.spawner import Spawner
+from multus_py.agent.concurrency.spawner import Spawner
 from multus_py.cni.errors import CniError
-from multus_py.executables import Children
+from multus_py.cni.executables import Children
+from multus_py.state import spool
 
 
 @pytest.fixture(params=["children", "spawner"])

@@ -14,18 +14,18 @@ import pytest
 from running import ended, until
 from story import namespace
 
-from multus_py import netlink
-from multus_py.agent import worker_process, workers
-from multus_py.agent.lanes import Lanes
-from multus_py.agent.worker_process import MESSAGE, Answer
-from multus_py.agent.workers import Workers
-from multus_py.chain import Chain
+from multus_py.agent.concurrency import worker_process, workers
+from multus_py.agent.concurrency.lanes import Lanes
+from multus_py.agent.concurrency.worker_process import MESSAGE, Answer
+from multus_py.agent.concurrency.workers import Workers
 from multus_py.cni import conflist
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError
-from multus_py.plan import Attachment
-from multus_py.plugins import Plugins
-from multus_py.result_cache import ResultCache
+from multus_py.kernel import netlink
+from multus_py.plan.decide import Attachment
+from multus_py.state.result_cache import ResultCache
+from multus_py.verbs.chain import Chain
+from multus_py.verbs.plugins import Plugins
 
 
 def workers_of(pid: int) -> list[int]:

@@ -12,13 +12,15 @@ from threading import Thread
 
 import pytest
 
-from multus_py import journal, netlink, shim
-from multus_py.cli.checkup import kernel
+from multus_py.cli.doctor import kernel
 from multus_py.cli.main import main
 from multus_py.cni import conflist
-from multus_py.journal import Entry
+from multus_py.install import shim
+from multus_py.kernel import netlink
 from multus_py.kube.store import PodRef
-from multus_py.plan import Attachment
+from multus_py.plan.decide import Attachment
+from multus_py.state import journal
+from multus_py.state.journal import Entry
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 pytestmark = root_only
@@ -61,7 +63,7 @@ class Node:
 @pytest.fixture
 def node(tmp_path, capsys, monkeypatch):
     """A sound node whose daemon is served by a socket of ours; how this machine's own mounts are is not its affair."""
-    monkeypatch.setattr("multus_py.cli.checkup.services._NAMESPACES", str(tmp_path / "netns"))
+    monkeypatch.setattr("multus_py.cli.doctor.services._NAMESPACES", str(tmp_path / "netns"))
     found = Node(tmp_path / "n", capsys)
     folder = tmp_path / "n/run/multus"
     folder.mkdir(mode=0o700)

@@ -6,10 +6,10 @@ import json
 import pytest
 from story import Stage, namespace
 
-from multus_py import journal
 from multus_py.cli.main import main
 from multus_py.cni.errors import CniError
-from multus_py.entry import install
+from multus_py.install import installation
+from multus_py.state import journal
 
 NO = {"error": {"code": 100, "msg": "scripted no"}}
 
@@ -104,7 +104,7 @@ def test_of_a_sandbox_that_lives_only_what_failed_is_dropped(stage, capsys):
 
 def test_nobody_waits_for_it(stage):
     """uninstall --drain does not: it depends on us in nothing."""
-    left = install.remaining(stage.folder / "cni")
+    left = installation.remaining(stage.folder / "cni")
     assert (False, 0, 1) == (bool(left), left.sandboxes, left.failures)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from multus_py.cli.lab_deeds import table
+from multus_py.cli.lab.actions import table
 from multus_py.cli.main import main
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

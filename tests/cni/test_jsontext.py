@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multus_py.agent import config as daemon_config
 from multus_py.cni import jsontext
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError
 from multus_py.cni.jsontext import DEPTH_LIMIT
+from multus_py.config import daemon as daemon_config
 
 DEEP = "[" * DEPTH_LIMIT
 DIGITS = "9" * 5_000

@@ -10,12 +10,12 @@ from typing import Any
 
 from namespaces import Site
 
-from multus_py import netlink
 from multus_py.cni import result as results
 from multus_py.cni.call import Call, cni_args
 from multus_py.cni.delegate import Request
 from multus_py.cni.errors import PluginError
 from multus_py.cni.result import Result
+from multus_py.kernel import netlink
 
 BIN = Path("/usr/lib/cni")
 MODULES = {

@@ -11,10 +11,10 @@ import pytest
 import witness
 from namespaces import Site, namespace
 
-from multus_py import netlink
 from multus_py.cni.errors import CniError, Code
 from multus_py.delegates import bridge
-from multus_py.netlink import Netlink
+from multus_py.kernel import netlink
+from multus_py.kernel.netlink import Netlink
 
 
 def config(folder: Path | None = None, **more: Any) -> dict[str, Any]:

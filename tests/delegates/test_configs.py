@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
+from multus_py.config.delegate_schema import load, unknown
 from multus_py.delegates import bridge, macvlan
 from multus_py.delegates.ipam import host_local, static
-from multus_py.schemas.keys import load, unknown
 
 DELEGATES: dict[str, Any] = {"bridge": bridge, "macvlan": macvlan, "host-local": host_local, "static": static}
 WORDS = st.sampled_from(

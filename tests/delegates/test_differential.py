@@ -16,8 +16,8 @@ import pytest
 import witness
 from namespaces import Site, site
 
-from multus_py import netlink
 from multus_py.cni.errors import CniError
+from multus_py.kernel import netlink
 
 pytestmark = pytest.mark.skipif(not (plugin_run.BIN / "bridge").exists(), reason="needs the reference plugins")
 

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from namespaces import Site
 
-from multus_py import netlink
 from multus_py.cni.call import Call, cni_args
 from multus_py.cni.delegate import Request
 from multus_py.cni.errors import CniError, Code
-from multus_py.delegates import announce, sriov
-from multus_py.vf import VirtualFunction
+from multus_py.delegates import announce
+from multus_py.delegates.sriov import delegate
+from multus_py.kernel import netlink
+from multus_py.kernel.virtual_functions import VirtualFunction
 
 DEVICE = "0000:fe:10.0"
 
@@ -56,7 +57,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_what_cannot_be_is_refused_with_its_key(keys: dict[str, Any], words: str) -> None:
     """A wrong value is code 7 and says which key is wrong, before anything is touched."""
     with pytest.raises(CniError) as caught:
-        sriov.parse(call(**{"deviceID": DEVICE, **keys}))
+        delegate.parse(call(**{"deviceID": DEVICE, **keys}))
     assert Code.INVALID_CONFIG == caught.value.code
     assert words in caught.value.msg
 
@@ -64,12 +65,12 @@ def test_what_cannot_be_is_refused_with_its_key(keys: dict[str, Any], words: str
 def test_what_is_not_mentioned_stays_as_it_is() -> None:
     """Only the VLAN has a default; a rate that is not mentioned keeps the function's own."""
     now = VirtualFunction(0, rates=(5, 50), trust=True)
-    quiet = sriov.parse(call(deviceID=DEVICE)).wanted(now)
+    quiet = delegate.parse(call(deviceID=DEVICE)).wanted(now)
     assert {"trust": None, "spoofchk": None, "link_state": None} == {
         key: quiet[key] for key in ("trust", "spoofchk", "link_state")
     }
     assert ((0, 0, 0x8100), (5, 50)) == (quiet["vlan"], quiet["rates"])
-    loud = sriov.parse(
+    loud = delegate.parse(
         call(
             deviceID=DEVICE,
             vlan=7,
@@ -94,11 +95,11 @@ def test_the_runtime_chooses_device_and_address_first() -> None:
     """runtimeConfig comes before the config's keys and before CNI_ARGS; the address is read whatever its case."""
     config = {"deviceID": "0000:01:10.0", "pciBusID": "0000:03:10.0", "mac": "02:00:00:00:00:01"}
     runtime = {"deviceID": "0000:0A:10.1", "mac": "02:00:00:00:00:03"}
-    asked = sriov.parse(call(args="MAC=02:00:00:00:00:02", runtimeConfig=runtime, **config))
+    asked = delegate.parse(call(args="MAC=02:00:00:00:00:02", runtimeConfig=runtime, **config))
     assert ("0000:0a:10.1", "02:00:00:00:00:03") == (asked.device, asked.mac)
-    asked = sriov.parse(call(args="MAC=02:00:00:00:00:02", **config))
+    asked = delegate.parse(call(args="MAC=02:00:00:00:00:02", **config))
     assert ("0000:01:10.0", "02:00:00:00:00:02") == (asked.device, asked.mac)
-    assert "0000:03:10.0" == sriov.parse(call(pciBusID="0000:03:10.0")).device
+    assert "0000:03:10.0" == delegate.parse(call(pciBusID="0000:03:10.0")).device
 
 
 @pytest.mark.parametrize(
@@ -107,29 +108,29 @@ def test_the_runtime_chooses_device_and_address_first() -> None:
 def test_add_without_a_device_says_so(keys: dict[str, Any], words: str, tmp_path: Path) -> None:
     """ADD names what is missing: a deviceID, or the device."""
     with pytest.raises(CniError, match=words):
-        sriov.add(Request(call(dataDir=str(tmp_path), **keys), nobody))
+        delegate.add(Request(call(dataDir=str(tmp_path), **keys), nobody))
     assert not list(tmp_path.glob("leases/*"))
 
 
 def test_delete_of_what_is_not_there_succeeds(tmp_path: Path) -> None:
     """DEL without a lease, a device or a namespace is done."""
     for netns in ("", "/run/netns/mptnone"):
-        sriov.delete(Request(call("DEL", netns=netns, dataDir=str(tmp_path), deviceID=DEVICE), nobody))
-        sriov.delete(Request(call("DEL", netns=netns, dataDir=str(tmp_path)), nobody))
+        delegate.delete(Request(call("DEL", netns=netns, dataDir=str(tmp_path), deviceID=DEVICE), nobody))
+        delegate.delete(Request(call("DEL", netns=netns, dataDir=str(tmp_path)), nobody))
 
 
 def test_status_needs_no_device() -> None:
     """STATUS is asked before a device is chosen; a config that cannot be is refused all the same."""
-    sriov.status(Request(call("STATUS"), nobody))
+    delegate.status(Request(call("STATUS"), nobody))
     with pytest.raises(CniError):
-        sriov.status(Request(call("STATUS", vlan=9999), nobody))
+        delegate.status(Request(call("STATUS", vlan=9999), nobody))
 
 
 def test_check_without_a_lease_fails(tmp_path: Path) -> None:
     """CHECK of a function that the attachment does not hold says so."""
     body = {"dataDir": str(tmp_path), "deviceID": DEVICE, "prevResult": {"cniVersion": "1.1.0"}}
     with pytest.raises(CniError, match=f"has no lease of {DEVICE}"):
-        sriov.check(Request(call("CHECK", **body), nobody))
+        delegate.check(Request(call("CHECK", **body), nobody))
 
 
 def test_announcements_are_understood_by_a_neighbour(place: Site) -> None:
@@ -180,10 +181,10 @@ def test_an_announcement_is_the_frame_of_its_rfc() -> None:
 
 def test_the_schema_knows_what_meta_plugins_write() -> None:
     """multus-cni writes deviceID and pciBusID into the config: neither sends it to an executable."""
-    from multus_py.schemas.keys import unknown
+    from multus_py.config.delegate_schema import unknown
 
     config = json.loads(
         '{"type": "sriov", "deviceID": "0000:01:10.0", "pciBusID": "0000:01:10.0", "logLevel": "debug"}'
     )
-    assert [] == unknown(config, sriov.SCHEMA)
-    assert ["rdmaIsolation"] == unknown({**config, "rdmaIsolation": True}, sriov.SCHEMA)
+    assert [] == unknown(config, delegate.SCHEMA)
+    assert ["rdmaIsolation"] == unknown({**config, "rdmaIsolation": True}, delegate.SCHEMA)

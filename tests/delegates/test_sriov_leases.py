@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from multus_py.cni.errors import CniError, Code
-from multus_py.delegates import sriov
-from multus_py.delegates.virtual_function import Before
-from multus_py.leases import Lease, Leases, Owner, boot_id
-from multus_py.vf import VirtualFunction
+from multus_py.delegates.sriov import delegate
+from multus_py.delegates.sriov.leases import Lease, Leases, Owner, boot_id
+from multus_py.delegates.sriov.virtual_function import Before
+from multus_py.kernel.virtual_functions import VirtualFunction
 
 DEVICE = "0000:01:10.0"
 MINE, OTHERS = Owner("c1", "net1", "/run/netns/one"), Owner("c1", "net2", "/run/netns/one")
@@ -131,5 +131,5 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_mark_gives_no_name_that_is_none(marked: str) -> None:
     """A pod may write the mark of the interface that it has: what it says must still be a name."""
     before = Before(VirtualFunction(0), "vf0", alias=f"multus-py:{marked}:c1:net1")
-    assert "vf0" == sriov._unmarked(before).name
-    assert "eth9" == sriov._unmarked(replace(before, alias="multus-py:eth9:c1:net1")).name
+    assert "vf0" == delegate._unmarked(before).name
+    assert "eth9" == delegate._unmarked(replace(before, alias="multus-py:eth9:c1:net1")).name

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from multus_py.pci import ADDRESS, Bus, Place
+from multus_py.kernel.pci import ADDRESS, Bus, Place
 
 PORT, FIRST, TENTH, OTHER = "0000:01:00.0", "0000:01:10.0", "0000:01:12.4", "0000:02:00.0"
 

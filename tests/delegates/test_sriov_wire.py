@@ -7,16 +7,15 @@ import struct
 import pytest
 from namespaces import Site
 
-from multus_py import netlink, vf
-from multus_py import rtnetlink as wire
-from multus_py.netlink import Netlink
+from multus_py.kernel import netlink, virtual_functions, wire
+from multus_py.kernel.netlink import Netlink
 
 MAC = bytes.fromhex("020000000001")
 
 
-def told(*infos: bytes) -> list[vf.VirtualFunction]:
+def told(*infos: bytes) -> list[virtual_functions.VirtualFunction]:
     """Return what is read of a port's message with these functions."""
-    return vf.read(bytes(16) + wire.nested(22, *infos))
+    return virtual_functions.read(bytes(16) + wire.nested(22, *infos))
 
 
 def info(*attributes: bytes) -> bytes:
@@ -31,8 +30,10 @@ def setting(kind: int, value: int) -> bytes:
 
 def test_what_a_driver_does_not_tell_is_unknown() -> None:
     """A driver that answers "no idea" (all bits set) or not at all leaves spoofchk and trust unknown, not on or off."""
-    assert [vf.VirtualFunction(3, "02:00:00:00:00:01")] == told(info(setting(4, 0xFFFFFFFF), setting(9, 0xFFFFFFFF)))
-    assert [vf.VirtualFunction(3, "02:00:00:00:00:01")] == told(info())
+    assert [virtual_functions.VirtualFunction(3, "02:00:00:00:00:01")] == told(
+        info(setting(4, 0xFFFFFFFF), setting(9, 0xFFFFFFFF))
+    )
+    assert [virtual_functions.VirtualFunction(3, "02:00:00:00:00:01")] == told(info())
     (known,) = told(info(setting(4, 0), setting(9, 1), setting(5, 2)))
     assert (False, True, "disable") == (known.spoofchk, known.trust, known.link_state)
 
@@ -57,11 +58,11 @@ CHANGES = [
 @pytest.mark.parametrize(("attribute", "value"), CHANGES)
 def test_what_is_asked_is_what_would_be_told(attribute: str, value: object) -> None:
     """A change has the layout that the same attribute has when a port tells it."""
-    body = bytes(16) + vf.change(3, attribute, value)
+    body = bytes(16) + virtual_functions.change(3, attribute, value)
     if attribute != "mac":
         part = wire.attributes(wire.attributes(body, 16)[22])[1]
         body = bytes(16) + wire.nested(22, info(part))
-    (function,) = vf.read(body)
+    (function,) = virtual_functions.read(body)
     assert (3, value) == (function.number, getattr(function, attribute))
 
 

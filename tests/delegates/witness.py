@@ -10,7 +10,7 @@ from typing import Any
 
 from namespaces import Site
 
-from multus_py import netlink
+from multus_py.kernel import netlink
 
 _RANDOM = re.compile(r"veth[0-9a-f]{8}\Z")
 _LINK_KEYS = ("ifname", "flags", "mtu", "qdisc", "operstate", "master", "link_type", "promiscuity", "group")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from multus_py.agent.hostpaths import Runtime, runtimes, within
+from multus_py.agent.node.runtimes import Runtime, runtimes, within
 
 V2 = """version = 2
 [plugins."io.containerd.grpc.v1.cri".cni]

@@ -70,7 +70,7 @@ def test_the_daemon_of_the_image_becomes_ready(apiserver: Cluster, tmp_path: Pat
     final = image.build(base, tmp_path)
     print(f"\nimage: {image.size(final.root):.1f} MB, ours {image.size(final.root / 'opt/multus-py'):.1f} MB")
     assert not [name for name in ("cc", "gcc", "tcc", "clang") if (final.root / "usr/bin" / name).exists()]
-    shims = final.root.glob("opt/multus-py/lib/python3*/site-packages/multus_py/shim/bin/*")
+    shims = final.root.glob("opt/multus-py/lib/python3*/site-packages/multus_py/install/shim/bin/*")
     assert {path.name for path in shims} == {"multus-shim-x86_64", "multus-shim-aarch64"}
 
     config = rendered.objects(DEPLOY / "base")["ConfigMap"]["data"]["daemon-config.json"]

@@ -12,9 +12,9 @@ import yaml
 from cluster import Cluster
 from rendered import DEPLOY, KUSTOMIZATIONS
 
-from multus_py.agent import config as daemon_config
 from multus_py.cli.commands import parser_of
-from multus_py.schemas import validate
+from multus_py.config import daemon as daemon_config
+from multus_py.config import validate
 
 BASE = DEPLOY / "base"
 every = pytest.mark.parametrize("folder", KUSTOMIZATIONS, ids=lambda folder: folder.name)

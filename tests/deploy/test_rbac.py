@@ -19,7 +19,7 @@ from multus_py.cni.errors import CniError
 from multus_py.kube import certificate, dra, ownership
 from multus_py.kube.apiserver import ApiServer
 from multus_py.kube.exchange import Request
-from multus_py.kube.follow import Tempo
+from multus_py.kube.reflector import Tempo
 from multus_py.kube.session import Account
 from multus_py.kube.store import NotFound, Pod, PodRef
 from multus_py.kube.watched import Watched

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from multus_py import netlink, shim
+from multus_py.install import shim
+from multus_py.kernel import netlink
 
 ROOT = Path(__file__).parents[2]
 IMAGE = os.environ.get("E2E_IMAGE", "rig.local/tiny:1")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from cluster_node import ROOT, Node, definition, pod, until
 
-from multus_py import netlink
+from multus_py.kernel import netlink
 
 BIN, CONF, STATE, RUN = Path("/opt/cni/bin"), Path("/etc/cni/net.d"), Path("/var/lib/cni"), Path("/run/multus")
 OURS = CONF / "00-multus-py.conflist"

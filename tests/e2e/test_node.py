@@ -14,7 +14,7 @@ import time
 import pytest
 from cluster_node import definition, pod, until
 
-from multus_py import netlink
+from multus_py.kernel import netlink
 
 _RESTART_API = os.environ.get("E2E_RESTART_API", "")
 

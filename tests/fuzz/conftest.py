@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from hostile import Faulty
 
-from multus_py import plugins
-from multus_py.config import MultusConfig
-from multus_py.delegates import sriov
+from multus_py.config.plugin import MultusConfig
 from multus_py.delegates.ipam import host_local
+from multus_py.delegates.sriov import delegate as sriov
+from multus_py.verbs import plugins
 
 
 @pytest.fixture(autouse=True)

@@ -14,14 +14,16 @@ from hostile import Faulty
 from running import Running
 from story import Stage, namespace
 
-from multus_py import journal, plan, plugins, takeover, teardown
-from multus_py.agent.reconciler import Reconciler
-from multus_py.agent.spool import Spool
+from multus_py.agent.reconciling.reconciler import Reconciler
 from multus_py.cni import conflist
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code, tried
-from multus_py.journal import Entry, Failure, Progress
-from multus_py.plan import Attachment
+from multus_py.plan import decide
+from multus_py.plan.decide import Attachment
+from multus_py.state import journal, takeover
+from multus_py.state.journal import Entry, Failure, Progress
+from multus_py.state.spool import Spool
+from multus_py.verbs import plugins, teardown
 
 NETWORK = {"cniVersion": "1.0.0", "name": "n", "type": "scripted"}
 
@@ -144,7 +146,7 @@ def test_a_pod_whose_name_is_no_text(stage: Stage) -> None:
     """A pod name of any bytes is one that the store does not know."""
     stage.pod("p")
     call = replace(stage.call("ADD"), args=(("K8S_POD_NAME", os.fsdecode(b"\xff")),))
-    ref = plan.pod_ref(call)
+    ref = decide.pod_ref(call)
     assert ref
     with pytest.raises(CniError):
         stage.node().store.pod(ref)

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from story import Stage, namespace
 
-from multus_py import logs, netlink
 from multus_py.cni import serve
-from multus_py.entry import plugin
+from multus_py.entry import logs, plugin
+from multus_py.kernel import netlink
 
 VERBS = st.sampled_from(("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION"))
 ENVIRONMENT = {

@@ -15,14 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from story import Stage
 
-from multus_py import journal, teardown
-from multus_py.agent import reconciler
-from multus_py.agent.spool import Spool, Tombstone
+from multus_py.agent.reconciling import reconciler
 from multus_py.cni import conflist
 from multus_py.cni.errors import tried
-from multus_py.journal import Entry, Failure, Progress
-from multus_py.node import Node
-from multus_py.plan import Attachment
+from multus_py.plan.decide import Attachment
+from multus_py.state import journal
+from multus_py.state.journal import Entry, Failure, Progress
+from multus_py.state.spool import Spool, Tombstone
+from multus_py.verbs import teardown
+from multus_py.verbs.node import Node
 
 _CONTAINERS = (f"c{n}" for n in itertools.count())
 DELS = st.none() | st.sampled_from(sorted(ERRORS))

@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from story import Stage, namespace
 
-from multus_py import config as configs
-from multus_py import netlink, verbs
 from multus_py.cni import call as calls
 from multus_py.cni.errors import CniError
+from multus_py.config import plugin as configs
 from multus_py.entry import plugin
-from multus_py.node import Node
+from multus_py.kernel import netlink
+from multus_py.verbs import verbs
+from multus_py.verbs.node import Node
 
 IPAM = {
     "type": "host-local",

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from running import Running, ended, until
 
-from multus_py import netlink
-from multus_py.nodeconf import primary
+from multus_py.install import primary
+from multus_py.kernel import netlink
 
 
 @dataclass

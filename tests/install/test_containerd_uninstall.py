@@ -17,7 +17,7 @@ from rig import NEEDED, containerd
 from running import until
 
 from multus_py.cli.main import main
-from multus_py.nodeconf import primary
+from multus_py.install import primary
 
 EXECUTABLES = Path("/usr/lib/cni")
 MISSING = [name for name in NEEDED if not shutil.which(name)] + [

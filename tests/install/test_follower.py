@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from multus_py import shim
-from multus_py.agent import default_network
-from multus_py.agent.default_network import Clock, Found
-from multus_py.agent.follower import Ears, Follower, Patience, Place
-from multus_py.nodeconf import executable, primary, withdrawal
-from multus_py.nodeconf.ours import Folders, Order
+from multus_py.agent.node import default_network
+from multus_py.agent.node.conf_keeper import Ears, Follower, Patience, Place
+from multus_py.agent.node.default_network import Clock, Found
+from multus_py.install import executable, primary, shim, withdrawal
+from multus_py.install.our_conf import Folders, Order
 
 
 def conflist(name, *types, **more):

@@ -13,10 +13,9 @@ import pytest
 from running import ended, until
 from story import namespace
 
-from multus_py import shim
 from multus_py.cli.main import main
+from multus_py.install import executable, primary, shim
 from multus_py.kube.store import PodRef
-from multus_py.nodeconf import executable, primary
 
 
 def test_it_installs_itself_and_a_pod_comes_and_goes(node):

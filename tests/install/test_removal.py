@@ -8,10 +8,9 @@ import threading
 import pytest
 
 from multus_py.cli.main import main
-from multus_py.entry import install
-from multus_py.entry.install import Removal
-from multus_py.nodeconf import withdrawal
-from multus_py.nodeconf.ours import Folders
+from multus_py.install import installation, withdrawal
+from multus_py.install.installation import Removal
+from multus_py.install.our_conf import Folders
 
 
 @pytest.fixture
@@ -51,10 +50,10 @@ def test_the_runtimes_results_go_with_the_last_sandbox(folders, tmp_path):
     (results / "no list").write_text("[]")
     before = {path.name for path in results.iterdir()}
     asked = Removal(folders, cni_dir=tmp_path / "cni", socket_dir=tmp_path / "run", results=results)
-    assert 0 == install.uninstall(asked).results
+    assert 0 == installation.uninstall(asked).results
     assert before == {path.name for path in results.iterdir()}
     (tmp_path / "cni/attachments/c1@eth0").unlink()
-    assert 1 == install.uninstall(asked).results
+    assert 1 == installation.uninstall(asked).results
     assert before - {"ours"} == {path.name for path in results.iterdir()}
 
 
@@ -62,15 +61,15 @@ def test_a_runtime_that_keeps_no_results(folders, tmp_path):
     """A folder that is not there holds nothing."""
     (tmp_path / "cni/attachments/c1@eth0").unlink()
     asked = Removal(folders, cni_dir=tmp_path / "cni", socket_dir=tmp_path / "run", results=tmp_path / "none")
-    assert 0 == install.uninstall(asked).results
+    assert 0 == installation.uninstall(asked).results
 
 
 def test_a_daemon_that_is_no_more_takes_the_word_along(folders, tmp_path):
     """Uninstalled by command, then its DaemonSet goes: the next one on this node installs itself again."""
     asked = Removal(folders, cni_dir=tmp_path / "cni", socket_dir=tmp_path / "run")
-    install.uninstall(asked)
+    installation.uninstall(asked)
     assert withdrawal.is_said(tmp_path / "run")
-    install.uninstall(Removal(folders, cni_dir=tmp_path / "cni", socket_dir=tmp_path / "run", daemon_stays=False))
+    installation.uninstall(Removal(folders, cni_dir=tmp_path / "cni", socket_dir=tmp_path / "run", daemon_stays=False))
     assert not withdrawal.is_said(tmp_path / "run")
 
 

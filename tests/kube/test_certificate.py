@@ -34,14 +34,14 @@ from misbehaving import failure, playing, reply
 from signing import Signing
 from waiting import eventually
 
-from multus_py.agent import config as daemon_config
-from multus_py.agent.config import NodeCertificate
-from multus_py.agent.default_network import Clock
-from multus_py.agent.identity import PATIENCE, Keeper, World
+from multus_py.agent.node.certificate import PATIENCE, Keeper, World
+from multus_py.agent.node.default_network import Clock
 from multus_py.cni.errors import CniError, Code
+from multus_py.config import daemon as daemon_config
+from multus_py.config.daemon import NodeCertificate
 from multus_py.kube import certificate, kubeconfig
 from multus_py.kube.exchange import Request
-from multus_py.kube.follow import Tempo
+from multus_py.kube.reflector import Tempo
 from multus_py.kube.session import Account, Unauthorized
 from multus_py.kube.watched import Watched
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from multus_py.kube.copies import Copy
+from multus_py.kube.cache import Copy
 from multus_py.kube.store import Pod
 
 Told = list[tuple[Pod | None, Pod | None]]

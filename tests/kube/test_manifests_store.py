@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.jsontext import DEPTH_LIMIT, TOO_DEEP
 from multus_py.kube.manifests import Manifests, documents
-from multus_py.kube.notes import EVENTS_KEPT, EVENTS_SIZE
+from multus_py.kube.pod_files import EVENTS_KEPT, EVENTS_SIZE
 from multus_py.kube.store import NETWORK_STATUS, NotFound, Pod, PodRef
 
 DEFINITION = """\

@@ -32,7 +32,7 @@ from misbehaving import (
 from waiting import eventually
 
 from multus_py.cni.errors import CniError
-from multus_py.kube.follow import Tempo
+from multus_py.kube.reflector import Tempo
 from multus_py.kube.store import NETWORK_STATUS, NETWORKS, Claim, NotFound, Pod, PodRef, Unavailable
 from multus_py.kube.watched import Watched
 

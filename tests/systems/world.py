@@ -21,7 +21,7 @@ from typing import Any
 
 from story import Stage
 
-from multus_py import netlink
+from multus_py.kernel import netlink
 from multus_py.kube.manifests import Manifests
 from multus_py.kube.store import NETWORK_STATUS, PodRef
 

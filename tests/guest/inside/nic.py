@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from multus_py import netlink
+from multus_py.kernel import netlink
 
 _DEVICES = Path("/sys/bus/pci/devices")
 _DRIVERS = Path("/sys/bus/pci/drivers")

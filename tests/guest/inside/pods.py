@@ -9,10 +9,10 @@ from typing import Any
 import story
 from story import Stage
 
-from multus_py import netlink
-from multus_py.attached import Sandbox, Survey
 from multus_py.cni.errors import CniError
-from multus_py.pci import Bus
+from multus_py.kernel import netlink
+from multus_py.kernel.pci import Bus
+from multus_py.verbs.attached import Sandbox, Survey
 
 DEFAULT = {"cniVersion": "1.1.0", "name": "default", "plugins": [{"type": "passthru"}]}
 

@@ -11,7 +11,7 @@ from pods import Pods
 
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
-from multus_py.plugins import Plugins
+from multus_py.verbs.plugins import Plugins
 
 
 def element(name: str, device: str, **more: Any) -> dict[str, Any]:

@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sriov delegate: a virtual function of a NIC for one pod, under a lease that lasts until DEL is confirmed."""
+
+import errno
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from multus_py.cni import names
+from multus_py.cni import result as results
+from multus_py.cni.call import Call
+from multus_py.cni.delegate import Request
+from multus_py.cni.errors import CniError, Code, finish
+from multus_py.cni.fields import Fields
+from multus_py.cni.result import DNS, IP, Interface, Result
+from multus_py.config import delegate_schema
+from multus_py.delegates import announce, configure, requested
+from multus_py.delegates.sriov import takeover, virtual_function
+from multus_py.delegates.sriov.leases import Lease, Leases, Owner, Slot, boot_id
+from multus_py.delegates.sriov.takeover import Kept
+from multus_py.delegates.sriov.virtual_function import Before, Function
+from multus_py.kernel import netlink
+from multus_py.kernel.netlink import Link, Netlink
+from multus_py.kernel.pci import ADDRESS, Bus
+from multus_py.kernel.undo import Undo
+from multus_py.kernel.virtual_functions import LINK_STATES, NO_MAC, VLAN_PROTOCOLS, VirtualFunction
+
+log = logging.getLogger("multus_py")
+
+SCHEMA: Mapping[str, Any] = delegate_schema.load("sriov")
+DATA_DIR = "/var/lib/cni/sriov"
+BUS = Bus()
+_VLAN_MAX, _QOS_MAX, _RATE_MAX = 4094, 7, 0xFFFFFFFF
+_CARRIER_SECONDS = 1.0  # to wait for the link before addresses are given and announced
+_MARK = "multus-py"
+
+
+@dataclass(frozen=True)
+class Config:
+    """An sriov config, checked. None: leave the function's attribute as it is; *device* "" when none is named yet."""
+
+    device: str
+    data_dir: str
+    vlan: tuple[int, int, int]
+    mac: str
+    spoofchk: bool | None
+    trust: bool | None
+    link_state: str | None
+    min_tx_rate: int | None
+    max_tx_rate: int | None
+    ipam: str
+    dns: DNS
+
+    def wanted(self, now: VirtualFunction) -> dict[str, Any]:
+        """Return what each attribute is to be; a rate that is not mentioned stays as it is *now*."""
+        least = now.rates[0] if self.min_tx_rate is None else self.min_tx_rate
+        most = now.rates[1] if self.max_tx_rate is None else self.max_tx_rate
+        return {
+            "trust": self.trust,
+            "spoofchk": self.spoofchk,
+            "vlan": self.vlan,
+            "rates": (least, most),
+            "link_state": self.link_state,
+        }
+
+
+@requested.remembered
+def parse(call: Call) -> Config:
+    """Read the config and what the call asks for beside it; code 7 names the key that is wrong."""
+    fields = Fields(call.config, "sriov")
+    least, most = _rate(fields, "min_tx_rate"), _rate(fields, "max_tx_rate")
+    if least and most and least > most:
+        raise _refused(f"min_tx_rate {least} is greater than max_tx_rate {most}", "Mbit/s; 0 is no limit")
+    link_state = fields.text("link_state")
+    if link_state and link_state not in LINK_STATES:
+        raise _refused(f"invalid link_state value {link_state!r:.80}", f"one of {', '.join(LINK_STATES)}")
+    device = _device(call, fields)
+    if call.verb == "ADD" and not device:
+        raise _refused("VF pci addr is required", "'deviceID' says which function; a device plugin chooses one")
+    return Config(
+        device=device,
+        data_dir=fields.text("dataDir") or DATA_DIR,
+        vlan=_vlan(fields),
+        mac=requested.mac(call, requested.cni_arg_mac(call), ("sriov: 'mac'", fields.text("mac"))),
+        spoofchk=_switch(fields, "spoofchk"),
+        trust=_switch(fields, "trust"),
+        link_state=link_state or None,
+        min_tx_rate=least,
+        max_tx_rate=most,
+        ipam=configure.ipam_type(call),
+        dns=results.read({"dns": call.config.get("dns")}, "1.0.0").dns,
+    )
+
+
+def add(request: Request) -> Result:
+    """Lease the function, set it as asked, send its interface to the pod, and give that its addresses."""
+    call, config = request.call, parse(request.call)
+    with Undo() as undo:
+        function, mac = _take(call, config, undo)
+        given = Result()
+        if config.ipam:
+            undo.add(configure.release, request, config.ipam)
+            given = configure.ask_ipam(request, config.ipam)
+        ips = tuple(replace(ip, interface=0) for ip in given.ips)
+        mtu = function.physical.mtu
+        if not function.for_program:
+            link = netlink.visit(call.netns, lambda: _dress(call, config, function, ips, given))
+            mac, mtu = link.mac, link.mtu
+        interface = Interface(call.ifname, mac, mtu, call.netns, pci_id=function.address)
+        result = Result(interfaces=(interface,), ips=ips, routes=given.routes, dns=_dns(config, given))
+        undo.keep()
+    return result
+
+
+def delete(request: Request) -> None:
+    """Release the addresses and give the function back, each whatever the other met."""
+    call = request.call
+    # IPAM first: dhcp gives its lease back through the interface.
+    finish(f"delete {call.ifname}", lambda: configure.ask_for(request), lambda: _give_back(call))
+
+
+def check(request: Request) -> None:
+    """Raise when the lease, the interface, an attribute, an address or a route is not what ADD left."""
+    call, config = request.call, parse(request.call)
+    configure.ask_for(request)
+    promised = configure.promised(call)
+    leases = Leases(Path(config.data_dir))
+    if config.device not in leases.of(_owner(call)):
+        raise _broken(call, f"has no lease of {config.device or 'a function'}")
+    with netlink.open() as host:
+        function = virtual_function.find(host, BUS, config.device)
+        _verify(call, config, function, function.now(host))
+    if function.for_program:
+        return
+    with netlink.open(call.netns) as inside:
+        link = inside.find_link(call.ifname)
+        if link is None or link.device != function.address:
+            raise _broken(call, f"is not the interface of {function}")
+        configure.verify_mac(link, promised)
+        configure.verify(inside, link, promised)
+
+
+def status(request: Request) -> None:
+    """Raise when the IPAM plugin could not serve an ADD; which functions are free is the device plugin's business."""
+    parse(request.call)
+    configure.ask_for(request)
+
+
+# --- the config ------------------------------------------------------------------------------------------------------
+
+
+def _refused(why: str, details: str) -> CniError:
+    return CniError(Code.INVALID_CONFIG, f"sriov: {why}", details)
+
+
+def _broken(call: Call, what: str) -> CniError:
+    return CniError(Code.INTERNAL, f"interface {call.ifname} {what}", "the pod's network is not what ADD made")
+
+
+def _device(call: Call, fields: Fields) -> str:
+    device = requested.runtime(call).text("deviceID") or fields.text("deviceID") or fields.text("pciBusID")
+    if device and not ADDRESS.match(device.lower()):
+        raise _refused(f"deviceID {device!r:.80} is not a PCI address", "such as 0000:01:10.0")
+    return device.lower()
+
+
+def _vlan(fields: Fields) -> tuple[int, int, int]:
+    """Return id, priority and protocol of the VLAN; a function without one is put into none, whoever had it before."""
+    vid, qos = fields.number("vlan"), fields.number("vlanQoS")
+    protocol = fields.text("vlanProto").lower() or "802.1q"
+    if vid > _VLAN_MAX:
+        raise _refused(f"vlan id {vid} invalid: value must be in the range 0-{_VLAN_MAX}", "0 is no VLAN")
+    if qos > _QOS_MAX:
+        raise _refused(f"vlan QoS PCP {qos} invalid: value must be in the range 0-{_QOS_MAX}", "0 is the usual one")
+    if protocol not in VLAN_PROTOCOLS:
+        raise _refused(f"vlan Proto {protocol!r:.80} invalid", f"one of {', '.join(VLAN_PROTOCOLS)}")
+    if not vid and (qos or protocol == "802.1ad"):
+        key = "vlanQoS" if qos else "vlanProto 802.1ad"
+        raise _refused(f"non-zero vlan id must be configured for {key}", "set 'vlan'")
+    return vid, qos, VLAN_PROTOCOLS[protocol]
+
+
+def _switch(fields: Fields, key: str) -> bool | None:
+    value = fields.text(key)
+    if value not in ("", "on", "off"):
+        raise fields.wrong(key, "on or off")
+    return value == "on" if value else None
+
+
+def _rate(fields: Fields, key: str) -> int | None:
+    if fields.get(key) is None:
+        return None
+    if (rate := fields.number(key)) > _RATE_MAX:
+        raise fields.wrong(key, f"at most {_RATE_MAX}")
+    return rate
+
+
+def _verify(call: Call, config: Config, function: Function, now: VirtualFunction) -> None:
+    """Raise when an attribute on the physical side is not what the config asks for."""
+    wanted = {**config.wanted(now), "mac": config.mac or None}
+    for attribute, value in wanted.items():
+        if value is not None and value != (held := getattr(now, attribute)):
+            raise _broken(call, f"has {attribute} {held}, not {value}, on {function}")
+
+
+def _dns(config: Config, given: Result) -> DNS:
+    return config.dns if config.dns.to_json() else given.dns
+
+
+def _owner(call: Call) -> Owner:
+    return Owner(call.container_id, call.ifname, call.netns)
+
+
+# --- taking a function -----------------------------------------------------------------------------------------------
+
+
+def _take(call: Call, config: Config, undo: Undo) -> tuple[Function, str]:
+    """Lease the function, set it and send it off; return it and its hardware address ("" while nobody has given one).
+
+    All of it is one decision about the device, under its lock.
+    """
+    with netlink.open() as host, Leases(Path(config.data_dir)).hold(config.device) as slot:
+        function = virtual_function.find(host, BUS, config.device)
+        _make_free(host, slot, _owner(call))
+        link = _at_home(host, function)
+        before = _unmarked(virtual_function.read(host, function, link))
+        undo.add(_give_back, call)
+        slot.write(Lease(function.address, _owner(call), before.to_json(), boot_id()))
+        if link:
+            host.set_link(link.index, up=False, alias=_mark(before.name, call))
+        virtual_function.change(host, function, config.wanted(before.function))
+        if config.mac:
+            virtual_function.set_mac(host, function, link, config.mac)
+        if link:
+            virtual_function.send(host, function, link, call.netns)
+        mac = config.mac or before.function.mac
+    return function, "" if mac == NO_MAC else mac
+
+
+def _make_free(host: Netlink, slot: Slot, owner: Owner) -> None:
+    """See that nobody uses the function; what an owner whose namespace is gone has left is put in order first."""
+    lease = slot.lease
+    if lease is None:
+        if slot.foreign and _lives(slot.foreign):
+            raise _taken(slot.device, f"the namespace {slot.foreign}")
+        return
+    if not lease.owner.same(owner) and lease.boot == boot_id() and _lives(lease.owner.netns):
+        raise _taken(slot.device, f"{lease.owner.ifname} of container {lease.owner.container_id}")
+    _restore(host, lease, lease.owner.netns)
+    slot.clear()
+
+
+def _taken(device: str, whom: str) -> CniError:
+    return CniError(
+        Code.TRY_AGAIN, f"pci address {device} is already allocated to {whom}", "it is free after that one's DEL"
+    )
+
+
+def _lives(netns: str) -> bool:
+    """Tell whether a namespace is still there."""
+    try:
+        netlink.open(netns).close()
+    except netlink.NoNamespace:
+        return False
+    return True
+
+
+def _at_home(host: Netlink, function: Function) -> Link | None:
+    """Return the function's interface, None when a program drives it; an error when it is neither here nor there."""
+    if function.for_program:
+        return None
+    if not function.driver:
+        raise CniError(Code.INVALID_CONFIG, f"{function} has no driver", "load its driver, or bind it to vfio-pci")
+    link = host.device(function.address)
+    if link is None:
+        raise _taken(function.address, "somebody without a lease: its interface is in another namespace")
+    return link
+
+
+def _mark(name: str, call: Call) -> str:
+    """Return the alias of an interface in a pod: its own name and its owner, should the lease get lost."""
+    return ":".join((_MARK, name, call.container_id, call.ifname))
+
+
+def _unmarked(before: Before) -> Before:
+    """Return what was before, with the own name of an interface that came back without its lease."""
+    mark, _, rest = before.alias.partition(":")
+    return replace(before, name=_own_name(rest, before.name), alias="") if mark == _MARK and rest else before
+
+
+def _own_name(marked: str, there: str) -> str:
+    """Return the own name in a mark, which a pod may have written; *there*, the present one, for what is no name."""
+    name = marked.partition(":")[0]
+    return there if names.interface_trouble(name) else name
+
+
+def _dress(call: Call, config: Config, function: Function, ips: tuple[IP, ...], given: Result) -> Link:
+    """Name the interface, set it up with what it was given, tell the link of it; runs inside the pod's namespace."""
+    with netlink.open() as pod:
+        link = pod.device(function.address)
+        if link is None:
+            raise CniError(Code.INTERNAL, f"the interface of {function} did not arrive in {call.netns}")
+        try:
+            pod.set_link(link.index, name=call.ifname)
+        except netlink.NetlinkError as trouble:
+            if trouble.errno != errno.EEXIST:
+                raise
+            raise CniError(
+                Code.INTERNAL, f"interface {call.ifname} exists already in {call.netns}", "choose another name"
+            ) from trouble
+        for setting in ("ipv4/conf/{}/arp_notify", "ipv6/conf/{}/ndisc_notify", "ipv6/conf/{}/optimistic_dad"):
+            netlink.write_sysctl("net/" + setting.format(call.ifname), "1")
+        pod.set_link(link.index, up=True)
+        expected = function.physical.operstate == netlink.OPER_UP and config.link_state != "disable"
+        link = pod.await_running(link.index, _CARRIER_SECONDS if expected or config.link_state == "enable" else 0)
+        if ips:
+            configure.configure(pod, link, ips, given.routes)
+        if link.operstate == netlink.OPER_UP:
+            _announce(link, ips)
+    return link
+
+
+def _announce(link: Link, ips: tuple[IP, ...]) -> None:
+    try:
+        announce.announce(link.name, link.mac, [ip.address.ip for ip in ips])
+    except OSError as trouble:  # neighbours learn it a little later, from the first packet
+        log.warning("addresses of %s were not announced: %s", link.name, trouble)
+
+
+# --- giving it back --------------------------------------------------------------------------------------------------
+
+
+def _give_back(call: Call) -> None:
+    """Give back what the attachment of *call* holds; what it does not hold is somebody else's, or free already."""
+    fields = Fields(call.config, "sriov")
+    leases = Leases(Path(fields.text("dataDir") or DATA_DIR))
+    owner = _owner(call)
+    if devices := leases.of(owner):
+        finish("give back", *(partial(_return, leases, device, owner) for device in devices))
+    elif kept := takeover.read(leases.folder, owner):
+        _return_kept(leases, kept, owner)
+    elif device := _device(call, fields):
+        with netlink.open() as host, leases.hold(device) as slot:
+            _recover(host, slot, call)
+
+
+def _return(leases: Leases, device: str, owner: Owner) -> None:
+    with netlink.open() as host, leases.hold(device) as slot:
+        lease = slot.lease
+        if lease and lease.owner.same(owner):  # else somebody was faster
+            _restore(host, lease, owner.netns or lease.owner.netns)
+            slot.clear()
+
+
+def _return_kept(leases: Leases, kept: Kept, owner: Owner) -> None:
+    """Give back what sriov-cni gave away, unless somebody else has it by now."""
+    with netlink.open() as host, leases.hold(kept.device) as slot:
+        netns = slot.foreign
+        if slot.lease is None and (netns in ("", owner.netns) or not _lives(netns)):
+            virtual_function.restore(host, BUS, kept.device, kept.before, owner.netns or netns)
+            slot.clear()
+        kept.path.unlink(missing_ok=True)
+
+
+def _restore(host: Netlink, lease: Lease, netns: str) -> None:
+    """Make a leased device as it was; after a reboot it is."""
+    if lease.boot == boot_id():
+        virtual_function.restore(host, BUS, lease.device, Before.from_json(lease.before), netns)
+
+
+def _recover(host: Netlink, slot: Slot, call: Call) -> None:
+    """Give back a function whose lease was lost, when the mark on its interface says that it is this attachment's."""
+    if slot.lease or not BUS.exists(slot.device):
+        return
+    link = host.device(slot.device) or _inside(call.netns, slot.device)
+    mark, _, rest = link.alias.partition(":") if link else ("", "", "")
+    owner = rest.partition(":")[2]
+    if link is None or mark != _MARK or owner != f"{call.container_id}:{call.ifname}":
+        return
+    function = virtual_function.find(host, BUS, slot.device)
+    now = function.now(host)
+    # How it was is lost with the lease: what a function is when its driver makes it is the best that can be had.
+    fresh = VirtualFunction(
+        number=now.number,
+        mac=now.mac,
+        spoofchk=None if now.spoofchk is None else True,
+        trust=None if now.trust is None else False,
+    )
+    log.warning("the lease of %s was lost: it is given back with the attributes of a new function", function)
+    virtual_function.restore(
+        host, BUS, slot.device, Before(fresh, _own_name(rest, link.name), link.mac, link.mtu), call.netns
+    )
+    slot.clear()
+
+
+def _inside(netns: str, device: str) -> Link | None:
+    if not netns:
+        return None
+    try:
+        with netlink.open(netns) as inside:
+            return inside.device(device)
+    except netlink.NoNamespace:
+        return None

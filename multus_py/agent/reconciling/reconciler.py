@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node set right from what is written down: DELs replayed, dead sandboxes released, missing interfaces told of.
+
+Whatever one DEL, page or pod meets, the others are looked at; what fails is tried again after longer and longer pauses.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from multus_py.cni import versions
+from multus_py.cni.call import Call
+from multus_py.cni.errors import CniError, Code, tried
+from multus_py.kernel import netlink
+from multus_py.kube.store import NETWORKS, Pod
+from multus_py.state.journal import Entry, Page, complete, is_gone, uncertain
+from multus_py.state.spool import Spool, Tombstone
+from multus_py.verbs import attach, default_route, teardown
+from multus_py.verbs.node import Node
+
+log = logging.getLogger("multus_py")
+
+REPLAYED_AT_ONCE = 4
+_FINAL_KEPT = 100  # sandboxes with nothing but failures that are given up, the newest ones
+_FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 600.0  # seconds before what failed is tried again
+
+
+class Pauses:
+    """When what failed may be tried again: after 2, 4, 8 … 600 seconds."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._of: dict[Hashable, tuple[float, float]] = {}  # what -> (not before, the pause that leads there)
+
+    def over(self, what: Hashable) -> bool:
+        """Tell whether *what* may be tried."""
+        return self._monotonic() >= self._of.get(what, (0.0, 0.0))[0]
+
+    def failed(self, what: Hashable) -> None:
+        """Begin the next, longer pause of *what*."""
+        pause = min(self._of.get(what, (0.0, _FIRST_PAUSE / 2))[1] * 2, _LONGEST_PAUSE)
+        self._of[what] = (self._monotonic() + pause, pause)
+
+    def keep(self, there: set[Hashable]) -> None:
+        """Forget all that is not there any more."""
+        self._of = {what: pause for what, pause in list(self._of.items()) if what in there}  # others write meanwhile
+
+
+@dataclass
+class Reconciler:
+    """Looks over the node at start and from time to time. *count* is told of each thing done, by kind.
+
+    *left* is how many networks failed and could not be taken back, as the last round saw it.
+    """
+
+    spool: Spool
+    replay: Callable[[Tombstone], None]
+    count: Callable[[str], None]
+    heal: bool = False
+    monotonic: Callable[[], float] = time.monotonic
+    left: int = 0
+    _told: set[tuple[str, str, str]] = field(default_factory=set)
+    _replaying: set[Path] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._tombstones, self._sandboxes = Pauses(self.monotonic), Pauses(self.monotonic)
+        self._due: deque[Path] = deque()
+        self._threads, self._lock = 0, threading.Lock()  # how many replay now
+
+    def replay_spool(self) -> None:
+        """Begin to make up for the DELs that came while nobody listened, a few at once, oldest first.
+
+        Threads of their own do it: one that hangs keeps neither the others waiting nor the daemon from its end.
+        """
+        there = self.spool.files()
+        self._tombstones.keep(set(there))
+        due = [path for path in there if path not in self._replaying and self._tombstones.over(path)]
+        self._replaying.update(due)
+        self._due.extend(due)
+        with self._lock:
+            more = min(len(self._due), REPLAYED_AT_ONCE - self._threads)
+            self._threads += more
+        for _ in range(more):
+            threading.Thread(target=self._replay_due, name="replay", daemon=True).start()
+
+    def _replay_due(self) -> None:
+        """Make up for one DEL after the other until none is due."""
+        try:
+            with suppress(IndexError):
+                while True:
+                    path = self._due.popleft()
+                    if tombstone := self._read(path):
+                        self._replay(tombstone)
+                    self._replaying.discard(path)
+        finally:
+            with self._lock:
+                self._threads -= 1
+
+    def replay_all(self) -> None:
+        """Make up for every DEL that waits, once, and come back when that is done."""
+        for path in self.spool.files():
+            if tombstone := self._read(path):
+                self._replay(tombstone)
+
+    def _read(self, path: Path) -> Tombstone | None:
+        """Return a DEL that waits; one that the disk does not give now stays for another time."""
+        try:
+            return self.spool.read(path)
+        except OSError as trouble:
+            log.warning("spool: %s cannot be read: %s; to be tried again", path.name, trouble)
+            self._tombstones.failed(path)
+            return None
+
+    def _replay(self, tombstone: Tombstone) -> None:
+        """Make up for one DEL; what fails stays for another time."""
+        if trouble := tried(lambda: self.replay(tombstone)):
+            log.warning("spool: %s: %s; to be tried again", tombstone.path.name, trouble)
+            self._tombstones.failed(tombstone.path)
+        else:
+            tombstone.remove()
+            self.count("replayed")
+
+    def release_dead(self, node: Node) -> None:
+        """Detach the sandboxes whose namespace is gone: the kernel frees no addresses, devices and rules.
+
+        What failed to come to be and could not be taken back is tried again here, too.
+        """
+        there = node.journal.sandboxes()
+        self._sandboxes.keep(set(there))
+        given_up: list[tuple[float, tuple[str, str]]] = []
+        left = 0
+        for sandbox in there:
+            if self._sandboxes.over(sandbox) and (trouble := tried(lambda: self._release(sandbox, node))):  # noqa: B023
+                log.warning("sandbox %s (%s): %s", *sandbox, trouble)
+                self._sandboxes.failed(sandbox)
+            failures = _failures(node, sandbox)
+            left += len(failures[0])
+            given_up += [failures[1]] if failures[1] else []
+        self.left = left
+        for _, sandbox in sorted(given_up, reverse=True)[_FINAL_KEPT:]:
+            tried(lambda: self._drop(sandbox, node))  # noqa: B023
+
+    def _release(self, sandbox: tuple[str, str], node: Node) -> None:
+        """Take down one sandbox if it is gone; raise when something has to be tried again."""
+        with node.journal.page(*sandbox, wait=False) as page:
+            entry = page.entry
+            if entry is None:
+                self._release_damaged(page, sandbox, node)
+                return
+            pending = [failure for failure in entry.failures if not failure.final]
+            if not entry.attachments and not pending:
+                return
+            if entry.attachments and not entry.is_gone():
+                if pending:
+                    teardown.failures(page, call_for(entry, "DEL", node), node)
+                    _raise_pending(page)
+                return
+            teardown.sandbox(page, call_for(entry, "DEL", node), node)
+            _raise_pending(page)
+        if entry.attachments:
+            log.info("sandbox %s (%s): its namespace was gone, released", *sandbox)
+            self.count("released")
+        if entry.pod and node.store:
+            node.store.forget(entry.pod)
+
+    def _release_damaged(self, page: Page, sandbox: tuple[str, str], node: Node) -> None:
+        """Take down a sandbox whose page cannot be trusted, when its results name namespaces that are all gone."""
+        namespaces = node.chain.cache.namespaces(sandbox[0])
+        if page.damaged and namespaces and all(map(is_gone, namespaces)):
+            teardown.sandbox(page, Call("DEL", *sandbox[:1], "", sandbox[1], (), (node.config.bin_dir,)), node)
+            _raise_pending(page)
+            log.info("sandbox %s (%s): its page was damaged and its namespace gone, released", *sandbox)
+            self.count("released")
+
+    def _drop(self, sandbox: tuple[str, str], node: Node) -> None:
+        """Forget the oldest of what was given up: there may be thousands of a network that never worked."""
+        with node.journal.page(*sandbox, wait=False) as page:
+            if page.entry and not page.entry.attachments and all(one.final for one in page.entry.failures):
+                log.warning("sandbox %s (%s): forgotten, more than %d were given up since", *sandbox, _FINAL_KEPT)
+                page.clear()
+                self.count("forgotten")
+
+    def tell_missing(self, node: Node, pods: list[Pod]) -> None:
+        """Raise an Event for each interface that a running pod asked for and does not have; once for each."""
+        if node.store is None:
+            return
+        entries, unread = {}, False
+        for sandbox in node.journal.sandboxes():
+            try:
+                entry = node.journal.read(*sandbox)  # without its lock: one that is worked on is not missing
+            except CniError:
+                unread = True  # it may be any pod's
+            else:
+                if entry.pod and entry.attachments:
+                    entries[(entry.pod.namespace, entry.pod.name)] = entry
+        self._told = {known for known in self._told if known[0] in {pod.uid or pod.name for pod in pods}}
+        for pod in pods:
+            if pod.phase == "Running" and not pod.deleted:
+                entry_of = entries.get((pod.namespace, pod.name))
+                if entry_of is None and unread:
+                    continue
+                if trouble := tried(lambda: self._tell_of(pod, entry_of, node)):  # noqa: B023
+                    log.warning("pod %s: its interfaces cannot be looked at: %s", pod.ref, trouble)
+
+    def _tell_of(self, pod: Pod, entry: Entry | None, node: Node) -> None:
+        if entry is None:
+            if pod.annotations.get(NETWORKS) and not pod.host_network:
+                self._event(
+                    pod, node, "NetworksMissing", "the pod asks for networks and was started without them: restart it"
+                )
+            return
+        lost = missing(entry)
+        for ifname in lost:
+            self._event(pod, node, "InterfaceMissing", f"interface {ifname} is no longer in the pod")
+        if self.heal and lost:
+            heal(entry, node, pod)
+            self.count("healed")
+
+    def _event(self, pod: Pod, node: Node, reason: str, message: str) -> None:
+        known = (pod.uid or pod.name, reason, message)
+        if known in self._told or node.store is None:
+            return
+        self._told.add(known)
+        self.count("told")
+        try:
+            node.store.event(pod, "Warning", reason, message)
+        except CniError as error:
+            log.warning("event %s of pod %s was not told: %s", reason, pod.ref, error)
+
+
+def _raise_pending(page: Page) -> None:
+    """Raise what still failed, for a longer pause before the next try."""
+    if pending := [failure for failure in (page.entry.failures if page.entry else ()) if not failure.final]:
+        raise CniError(Code.INTERNAL, f"try {pending[0].tries}: {pending[0].reason}")
+
+
+def _failures(node: Node, sandbox: tuple[str, str]) -> tuple[tuple[object, ...], tuple[float, tuple[str, str]] | None]:
+    """Return the failures of a sandbox, and when the last began of one that has nothing else and is given up."""
+    try:
+        entry = node.journal.read(*sandbox)
+    except CniError:
+        return (), None
+    final = bool(entry.failures) and not entry.attachments and all(one.final for one in entry.failures)
+    return entry.failures, (max(one.since for one in entry.failures), sandbox) if final else None
+
+
+def missing(entry: Entry) -> list[str]:
+    """Return the interfaces of the entry that are not in its namespace; none when that cannot be looked into."""
+    try:
+        with netlink.open(entry.netns) as kernel:
+            there = {link.name for link in kernel.links()}
+    except CniError:
+        return []
+    return [attachment.ifname for attachment in entry.attachments if attachment.ifname not in there]
+
+
+def heal(entry: Entry, node: Node, pod: Pod) -> None:
+    """Attach the missing interfaces again: what is left of them is taken down first. The pod is told what it has."""
+    call = call_for(entry, "ADD", node)
+    with node.journal.page(entry.container_id, entry.ifname) as page, node.place(call.verb), node.journal.attaching():
+        if page.entry is None:
+            return
+        there, lost = page.entry.attachments, missing(page.entry)
+        for attachment in there:
+            if attachment.ifname in lost:
+                teardown.detach(attachment, page.entry.reached(attachment), call, node, there)
+                page.begun(attachment, *uncertain(attachment))
+                node.chain.add(attachment, call)
+                page.begun(attachment, *complete(attachment))
+                log.info("sandbox %s: %s attached again", entry.container_id, attachment.ifname)
+        told = attach.settle(attach.kept(there, call, node), default_route.claims(there), call, node)
+        attach.publish(told, call.netns, node, pod)
+
+
+def call_for(entry: Entry, verb: str, node: Node) -> Call:
+    """Return the call that a runtime would make for the sandbox of *entry*."""
+    named = [*entry.attachments, *(failure.attachment for failure in entry.failures)]
+    netns = entry.netns if verb != "DEL" or Path(entry.netns).exists() else ""
+    args = named[0].args if named else ()
+    config = {"cniVersion": versions.LATEST, "name": entry.network}
+    return Call(verb, entry.container_id, netns, entry.ifname, args, node.config.path(entry.path), config)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What answers: the socket, the calls behind it, metrics."""

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`multus-py doctor`: words to a place, findings back to words."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from multus_py.cni.text import one_line
+from multus_py.config.plugin import TYPE
+
+_DESCRIPTION = """\
+Is this node fit? Look at the runtime's folders, the plugins, the kernel, the sockets, the way to the API server and
+at what waits on disk. Nothing is changed; the kernel may load modules for the kinds of links that are tried."""
+_EPILOG = """\
+examples:
+  multus-py doctor
+  multus-py doctor --config /etc/multus-py/daemon-config.json --json
+  kubectl -n kube-system exec daemonset/multus-py -- multus-py doctor --config /etc/multus-py/daemon-config.json
+
+exit status: 0 fit; 1 something failed; 2 wrong usage"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add `doctor` to the commands."""
+    parser = commands.add_parser(
+        "doctor", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="", metavar="FILE", help="the daemon's config file, which is checked too")
+    parser.add_argument(
+        "--root", default="", metavar="DIR", help="the node's / as seen from here (default: chrootDir, or /)"
+    )
+    detected = "(default: as the runtime's config says)"
+    parser.add_argument("--cni-conf-dir", default="", metavar="DIR", help=f"folder of CNI conf files {detected}")
+    parser.add_argument("--cni-bin-dir", default="", metavar="DIR", help=f"folder of CNI plugins {detected}")
+    parser.add_argument("--socket-dir", default="", metavar="DIR", help="folder of the daemon's socket")
+    parser.add_argument("--name", default=TYPE, help="name of the plugin (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look at everything; 1 when something failed."""
+    from multus_py.cli.doctor import folders, kernel, leftovers, services, software
+    from multus_py.cli.doctor.finding import Level
+    from multus_py.cli.doctor.place import Asked, place
+
+    node = place(Asked(args.root, args.config, args.cni_conf_dir, args.cni_bin_dir, args.socket_dir, args.name))
+    found = [each for area in (software, folders, kernel, services, leftovers) for each in area.findings(node)]
+    fit = not any(finding.level is Level.FAILED for finding in found)
+    if args.json:
+        print(json.dumps({"fit": fit, "findings": [finding.to_json() for finding in found]}, indent=2))
+    else:
+        _print(found, fit)
+    return 0 if fit else 1
+
+
+def _print(found: Sequence[Any], fit: bool) -> None:
+    width = max(len(finding.area) for finding in found)
+    for finding in found:
+        print(f"{finding.level:<7}  {finding.area:<{width}}  {one_line(finding.fact)}")
+        if finding.advice:
+            print(f"{'':<7}  {'':<{width}}  -> {one_line(finding.advice)}")
+    print("this node is fit" if fit else "this node is NOT fit", file=sys.stdout if fit else sys.stderr)

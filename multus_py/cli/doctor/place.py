@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where things are on the node that is looked at: as told, else as its runtime's config says, else the defaults."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multus_py.agent.node import runtimes
+from multus_py.agent.node.runtimes import Runtime
+from multus_py.config import daemon as daemon_config
+from multus_py.config import plugin as configs
+from multus_py.config.daemon import DaemonConfig
+from multus_py.config.plugin import TYPE, MultusConfig
+from multus_py.kernel import host_root
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the person said; "" leaves it to us."""
+
+    root: str = ""
+    config: str = ""
+    conf_dir: str = ""
+    bin_dir: str = ""
+    socket_dir: str = ""
+    name: str = TYPE
+
+
+@dataclass(frozen=True)
+class Place:
+    """A node. Paths as text are the node's own, `at` says where they are seen from here.
+
+    *settings* is what the daemon and the plugin take from the config file, or the defaults.
+    """
+
+    root: Path
+    config: str
+    daemon: DaemonConfig
+    settings: MultusConfig
+    runtimes: tuple[Runtime, ...]
+    conf_dir: str
+    bin_dirs: tuple[str, ...]
+    socket_dir: str
+    name: str
+
+    def at(self, path: str | Path) -> Path:
+        """Return where the node's *path* is seen from here."""
+        return host_root.within(self.root, str(path))
+
+
+def place(asked: Asked) -> Place:
+    """Return the node that was asked for; a CniError when the daemon's config file cannot be read."""
+    daemon = daemon_config.load(Path(asked.config)) if asked.config else DaemonConfig()
+    root = Path(asked.root or daemon.chroot_dir or "/")
+    found = tuple(runtimes.runtimes(root))
+    first = found[0] if found else Runtime("", "")
+    return Place(
+        root=root,
+        config=asked.config,
+        daemon=daemon,
+        settings=_settings(daemon.overlay),
+        runtimes=found,
+        conf_dir=asked.conf_dir or first.conf_dir,
+        bin_dirs=(asked.bin_dir,) if asked.bin_dir else first.bin_dirs,
+        socket_dir=asked.socket_dir or str(daemon.socket_dir),
+        name=asked.name,
+    )
+
+
+def _settings(overlay: Mapping[str, Any]) -> MultusConfig:
+    return configs.parse({"name": TYPE, **overlay})

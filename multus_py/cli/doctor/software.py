@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Privileges, versions, and the daemon's config file."""
+
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from multus_py.cli.doctor.finding import Finding, Level
+from multus_py.cli.doctor.place import Place
+from multus_py.cni.call import json_object
+from multus_py.config import validate
+
+PACKAGES = ("multus-py", "pyroute2", "kubernetes", "grpcio")
+# linux/capability.h: what entering a pod's namespace and changing links there takes.
+_NEEDED = {12: "CAP_NET_ADMIN", 21: "CAP_SYS_ADMIN"}
+
+
+def findings(place: Place) -> Iterator[Finding]:
+    """Yield what is found about the software and about what it may do."""
+    told = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    yield Finding(Level.OK, "versions", f"{told}, Python {platform.python_version()}, Linux {platform.release()}")
+    yield _privileges()
+    yield from _config(place)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "(missing)"
+
+
+def _privileges() -> Finding:
+    status = Path("/proc/self/status").read_text()
+    effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
+    missing = [name for bit, name in _NEEDED.items() if not effective >> bit & 1]
+    if os.geteuid() != 0 or missing:
+        why = f"it has no {' and no '.join(missing)}" if missing else f"it runs as user {os.geteuid()}"
+        advice = "run it as root; a container of it must be privileged"
+        return Finding(Level.FAILED, "privileges", f"this process cannot set up interfaces: {why}", advice)
+    return Finding(Level.OK, "privileges", "root, with what setting up interfaces takes")
+
+
+def _config(place: Place) -> Iterator[Finding]:
+    if not place.config:
+        return
+    body = json_object(Path(place.config).read_bytes(), place.config)
+    troubles = validate.troubles(body, "daemon")
+    for trouble in troubles:
+        level = Level.WARNING if trouble.note else Level.FAILED
+        where = f"{trouble.where}: " if trouble.where else ""
+        yield Finding(level, "config", f"{place.config}: {where}{trouble.message}", trouble.fix)
+    if not troubles:
+        yield Finding(Level.OK, "config", f"{place.config} is sound")

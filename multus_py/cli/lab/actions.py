@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the words of `multus-py lab` do: ask the playground, and tell the person."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from multus_py.cli.lab import build, pods, survey
+from multus_py.cli.lab.place import Lab
+from multus_py.cni.errors import CniError, Code
+from multus_py.cni.text import one_line
+from multus_py.kube.store import Pod
+
+
+def _up(args: argparse.Namespace) -> int:
+    lab = _lab(args)
+    build.prepare(lab, args.files, args.primary, args.backend)
+    new = pods.waiting(lab)
+    before = len(lab.manifests.pods()) - len(new)
+    failed = sum(not _attached(lab, pod) for pod in new)
+    _say(f"lab {lab.name}: {len(new) - failed} of {len(new)} new pods attached, {before} were there before")
+    if failed:
+        raise CniError(
+            Code.INTERNAL, f"{failed} of {len(new)} pods could not be attached", "mend the manifests, then run it again"
+        )
+    return 0
+
+
+def _attached(lab: Lab, pod: Pod) -> bool:
+    begin = time.monotonic()
+    try:
+        pods.attach(lab, pod)
+    except CniError as trouble:
+        _say(f"pod {pod.ref}: FAILED: {trouble}")
+        for note in getattr(trouble, "__notes__", ()):
+            _say(f"  {note}")
+        return False
+    _say(f"pod {pod.ref}: attached in {(time.monotonic() - begin) * 1000:.0f} ms")
+    return True
+
+
+def _show(args: argparse.Namespace) -> int:
+    lab = _existing(args)
+    if args.status:
+        print(survey.published(lab, pods.find(lab, args.status).ref))
+        return 0
+    seen = survey.survey(lab)
+    print(json.dumps([pod.to_json() for pod in seen], indent=2) if args.json else table(survey.rows(seen)))
+    return 0
+
+
+def _exec(args: argparse.Namespace) -> int:
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        raise CniError(Code.INVALID_ENVIRONMENT, "lab exec: no command given", "multus-py lab exec POD -- ip address")
+    return pods.run_inside(_existing(args), args.pod, command)
+
+
+def _down(args: argparse.Namespace) -> int:
+    lab = _lab(args)
+    for what in pods.down(lab):
+        _say(f"removed {what}")
+    _say(f"lab {lab.name} is down")
+    return 0
+
+
+DEEDS: Mapping[str, Callable[[argparse.Namespace], int]] = {"up": _up, "show": _show, "exec": _exec, "down": _down}
+
+
+def _lab(args: argparse.Namespace) -> Lab:
+    # Refused here, early and in words, instead of by the kernel, late and as EPERM.
+    if os.geteuid() != 0:
+        raise CniError(Code.INVALID_ENVIRONMENT, "network namespaces need root: run with sudo")
+    return Lab(args.name)
+
+
+def _existing(args: argparse.Namespace) -> Lab:
+    lab = _lab(args)
+    if not lab.root.is_dir():
+        raise CniError(Code.INVALID_ENVIRONMENT, f"there is no lab {lab.name}", "begin with: multus-py lab up FILE")
+    return lab
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as aligned columns; the first row is the heading."""
+    rows = [tuple(map(one_line, row)) for row in rows]
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

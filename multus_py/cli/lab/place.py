@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a lab is: its folder, its namespaces, and the records of its pods."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from multus_py.cni import names
+from multus_py.cni.call import json_object
+from multus_py.cni.errors import CniError, Code
+from multus_py.config.plugin import TYPE
+from multus_py.install.our_conf import Folders
+from multus_py.kube.manifests import Manifests
+from multus_py.kube.store import Pod, PodRef
+
+_ROOT = Path("/run/multus-py/lab")
+NAMESPACES = Path("/run/netns")
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A pod that was, or was about to be, attached; *result* is what ADD answered, None when it did not."""
+
+    namespace: str
+    pod: str
+    uid: str
+    container_id: str
+    netns: str
+    result: Mapping[str, Any] | None = None
+
+    @property
+    def ref(self) -> PodRef:
+        """The pod."""
+        return PodRef(self.namespace, self.pod, self.uid)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Where a lab keeps what: everything below *root*, and namespaces whose names begin with its own."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if not names.is_label(self.name) or len(self.name) > 40:
+            raise CniError(
+                Code.INVALID_ENVIRONMENT,
+                f"{self.name!r} cannot name a lab",
+                "lower-case letters, digits, '-', at most 40",
+            )
+
+    @property
+    def root(self) -> Path:
+        """The lab's folder."""
+        return _ROOT / self.name
+
+    @property
+    def host(self) -> Path:
+        """The network namespace that plays the host."""
+        return NAMESPACES / f"{self.name}.host"
+
+    @property
+    def folders(self) -> Folders:
+        """The folders of executables and of conf files."""
+        return Folders(self.root / "bin", self.root / "net.d")
+
+    @property
+    def launcher(self) -> Path:
+        """The executable that the lab calls as a runtime would."""
+        return self.folders.bin / TYPE
+
+    @property
+    def installed(self) -> Path:
+        """The conf that wraps the default network's."""
+        return self.folders.conf / f"00-{TYPE}.conflist"
+
+    @property
+    def manifests(self) -> Manifests:
+        """The pods and definitions that the lab was given, with what the plugin published."""
+        return Manifests(self.root / "manifests", self.root / "cni" / "pods")
+
+    def netns(self, pod: Pod) -> Path:
+        """Return the network namespace of a pod; a namespace's name has no dot, so two pods never share one."""
+        return NAMESPACES / f"{self.name}.{pod.namespace}.{pod.name}"
+
+    def sandboxes(self) -> list[Sandbox]:
+        """Return the pods of the lab, those half-made too, by namespace and name."""
+        return [read_record(path) for path in sorted((self.root / "pods").glob("*.json"))]
+
+
+def record_path(lab: Lab, box: Sandbox) -> Path:
+    """Return where the record of a pod is kept."""
+    return lab.root / "pods" / f"{box.namespace}.{box.pod}.json"
+
+
+def read_record(path: Path) -> Sandbox:
+    """Read the record of a pod; code 6 when it was cut short."""
+    try:
+        return Sandbox(**json_object(path.read_bytes(), str(path)))
+    except TypeError as cause:
+        raise CniError(
+            Code.DECODE, f"{path} is not the record of a pod: {cause}", "multus-py lab down removes it"
+        ) from cause
+
+
+def record(lab: Lab, box: Sandbox) -> None:
+    """Keep the record of a pod: `lab down` finds it by that."""
+    record_path(lab, box).write_text(json.dumps(asdict(box), indent=2))

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Be the runtime: call the launcher as containerd would, with CNI_* variables and the config on standard input."""
+
+import fcntl
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from multus_py.cli.lab.place import Lab, Sandbox
+from multus_py.cni import conflist
+from multus_py.cni.call import json_object
+from multus_py.cni.errors import CniError, Code, PluginError
+from multus_py.config.plugin import TYPE
+from multus_py.install import primary
+from multus_py.kernel import netlink
+
+_SHARED = Path("/var/lib/cni")  # where executables keep leases: host-local's default dataDir is below it
+_SYSTEM_PLUGINS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MADE_SHARED = "made-var-lib-cni"  # a mark in the lab: the mount point was not there before
+_CALL_SECONDS = 180
+_IFNAME = "eth0"
+
+
+def call(lab: Lab, verb: str, box: Sandbox) -> bytes:
+    """Run the launcher in the lab's host namespace as a runtime does, and return what it printed."""
+    env = {
+        "PATH": _PATH,
+        "CNI_COMMAND": verb,
+        "CNI_CONTAINERID": box.container_id,
+        "CNI_NETNS": box.netns,
+        "CNI_IFNAME": _IFNAME,
+        "CNI_PATH": ":".join([str(lab.folders.bin), *_SYSTEM_PLUGINS]),
+        "CNI_ARGS": (
+            f"IgnoreUnknown=1;K8S_POD_NAMESPACE={box.namespace};K8S_POD_NAME={box.pod};"
+            f"K8S_POD_INFRA_CONTAINER_ID={box.container_id};K8S_POD_UID={box.uid}"
+        ),
+    }
+    config = json.dumps(_config(lab, box)).encode()
+    try:
+        with _mount_point(fcntl.LOCK_SH):
+            command = _with_own_leases(lab, [str(lab.launcher)])
+            done = netlink.visit(str(lab.host), lambda: _run(command, env, config))
+    except (OSError, subprocess.TimeoutExpired) as cause:
+        raise CniError(Code.IO, f"cannot run the launcher for {verb} of pod {box.ref}: {cause}") from cause
+    if done.returncode:
+        raise _trouble(done)
+    return done.stdout
+
+
+def _run(command: Sequence[str], env: Mapping[str, str], stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(command, env=env, input=stdin, capture_output=True, timeout=_CALL_SECONDS, check=False)
+
+
+@contextmanager
+def _mount_point(lock: int) -> Iterator[None]:
+    """Hold the mount point: the kernel drops every mount on a folder that is removed, in all mount namespaces.
+
+    The lock is on the parent folder itself, so that no file stays behind.
+    """
+    parent = os.open(_SHARED.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(parent, lock)
+        yield
+    finally:
+        os.close(parent)
+
+
+def _with_own_leases(lab: Lab, command: list[str]) -> list[str]:
+    """Return *command* so that it sees a folder of the lab as /var/lib/cni: a bind mount that only it sees."""
+    if not _SHARED.exists():
+        _SHARED.mkdir(exist_ok=True)
+        (lab.root / _MADE_SHARED).touch()
+    own = str(lab.root / "var-lib-cni")
+    script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "lab", own, str(_SHARED), *command]
+
+
+def _config(lab: Lab, box: Sandbox) -> dict[str, Any]:
+    """Return what a runtime of CNI 1.1 sends: the plugin's config with name, version and the last result."""
+    conf = conflist.parse(primary.read(lab.installed))
+    body = {**conf.plugins[0], "name": conf.name, "cniVersion": conf.version}
+    return body if box.result is None else {**body, "prevResult": box.result}
+
+
+def _trouble(done: subprocess.CompletedProcess[bytes]) -> CniError:
+    try:
+        body = json_object(done.stdout, "the plugin's answer")
+    except CniError:
+        said = (done.stderr or done.stdout).decode(errors="replace").strip()
+        return CniError(Code.INTERNAL, f"the plugin failed with exit status {done.returncode}", said)
+    return PluginError.from_json(body, TYPE)
+
+
+def forget_shared(lab: Lab) -> None:
+    """Remove /var/lib/cni when it was made for this lab and nobody else began to use it."""
+    if (lab.root / _MADE_SHARED).exists():
+        with _mount_point(fcntl.LOCK_EX), suppress(OSError):
+            _SHARED.rmdir()

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel holds for each pod of a lab, with the network's name that the plugin published beside it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from multus_py.cli.lab.place import Lab
+from multus_py.cni.errors import CniError, Code
+from multus_py.kernel import netlink
+from multus_py.kube.store import NETWORK_STATUS, PodRef
+
+_LOOPBACK = "lo"
+_HEADING = ("POD", "INTERFACE", "NETWORK", "ADDRESSES", "MAC", "MTU", "DEFAULT")
+
+
+@dataclass(frozen=True)
+class Interface:
+    """One interface as the kernel has it; *network* is "" when the status does not name it, *ips* have their prefix."""
+
+    ifname: str
+    network: str
+    ips: tuple[str, ...]
+    mac: str
+    mtu: int
+    default: bool
+
+
+@dataclass(frozen=True)
+class PodView:
+    """One pod and its interfaces, in the order in which they were made."""
+
+    namespace: str
+    pod: str
+    netns: str
+    interfaces: tuple[Interface, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that `lab show --json` prints."""
+        return asdict(self)
+
+
+def survey(lab: Lab) -> list[PodView]:
+    """Look into every pod of the lab."""
+    return [
+        PodView(box.namespace, box.pod, box.netns, _interfaces(box.netns, _networks(lab, box.ref)))
+        for box in lab.sandboxes()
+    ]
+
+
+def rows(pods: Sequence[PodView]) -> list[tuple[str, ...]]:
+    """Return the heading and one row an interface, the pod's name in its first row only."""
+    table: list[tuple[str, ...]] = [_HEADING]
+    for pod in pods:
+        name = f"{pod.namespace}/{pod.pod}"
+        if not pod.interfaces:
+            table.append((name, "(none)", *[""] * 5))
+        for n, item in enumerate(pod.interfaces):
+            default = "yes" if item.default else ""
+            table.append(
+                (
+                    name if n == 0 else "",
+                    item.ifname,
+                    item.network,
+                    " ".join(item.ips),
+                    item.mac,
+                    str(item.mtu),
+                    default,
+                )
+            )
+    return table
+
+
+def published(lab: Lab, ref: PodRef) -> str:
+    """Return the network-status annotation of a pod; code 11 when nothing was published."""
+    text = lab.manifests.pod(ref).annotations.get(NETWORK_STATUS, "")
+    if not text:
+        raise CniError(Code.TRY_AGAIN, f"no network-status was published for pod {ref}", "is it attached?")
+    return text
+
+
+def _networks(lab: Lab, ref: PodRef) -> dict[str, str]:
+    try:
+        told = json.loads(published(lab, ref))
+    except CniError:
+        # The manifest or the status is gone: the kernel's side can be shown all the same.
+        return {}
+    return {str(item.get("interface")): str(item.get("name")) for item in told}
+
+
+def _interfaces(netns: str, networks: dict[str, str]) -> tuple[Interface, ...]:
+    try:
+        inside = netlink.open(netns)
+    except netlink.NoNamespace:
+        return ()
+    with inside:
+        addresses = inside.addresses()
+        ways_out = {route.ifindex for family in (4, 6) for route in inside.default_routes(family)}
+        return tuple(
+            Interface(
+                ifname=link.name,
+                network=networks.get(link.name, ""),
+                # Link-local ones are the kernel's own and the same everywhere: they would only hide the others.
+                ips=tuple(
+                    address.interface.with_prefixlen
+                    for address in addresses
+                    if address.ifindex == link.index and not address.interface.is_link_local
+                ),
+                mac=link.mac,
+                mtu=link.mtu,
+                default=link.index in ways_out,
+            )
+            for link in _in_order(inside.links(), list(networks))
+        )
+
+
+def _in_order(links: Sequence[netlink.Link], order: Sequence[str]) -> list[netlink.Link]:
+    """Return the links in the order of the status; those that it does not name come last, the loopback not at all."""
+    known = {name: n for n, name in enumerate(order)}
+    shown = [link for link in links if link.name != _LOOPBACK]
+    return sorted(shown, key=lambda link: (known.get(link.name, len(known)), link.index))

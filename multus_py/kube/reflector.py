@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""List and watch one collection for as long as the process lives, whatever becomes of the server and the way to it."""
+
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from multus_py.cni.errors import CniError, Code
+from multus_py.kube.cache import Copy
+from multus_py.kube.exchange import Again, Expired
+from multus_py.kube.objects import Collection, T, number
+from multus_py.kube.session import Account
+
+log = logging.getLogger("multus_py")
+
+
+@dataclass(frozen=True)
+class Tempo:
+    """How patient a watch is, all in seconds.
+
+    *patience*: how long a copy counts after its watch broke. *first* and *longest* pause before a further try.
+    *silence*: a watch that says nothing for so long is taken for broken; a real server sends a bookmark every minute or
+    so. *watch*: how long a watch is asked for at least; it lasts up to twice as long. *page*: how long a list may wait
+    for each page.
+    """
+
+    patience: float = 30
+    first: float = 0.5
+    longest: float = 30
+    silence: float = 100
+    watch: float = 240
+    page: float = 30
+
+
+class Follower(Generic[T]):
+    """One thread that keeps a copy of a collection (Kubernetes API concepts, "Efficient detection of changes")."""
+
+    def __init__(
+        self,
+        account: Account,
+        collection: Collection[T],
+        tempo: Tempo,
+        changed: Callable[[T | None, T | None], None] | None = None,
+    ) -> None:
+        self.copy: Copy[T] = Copy(changed)
+        self._account = account
+        self._collection = collection
+        self._tempo = tempo
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"watch the {collection.noun}", daemon=True)
+        self._version = ""  # from where the next watch goes on; "": list first
+        self._alive = False  # the watch told something, or lasted for a second
+        self._heard = -float("inf")  # monotonic time of the last word
+        self._lost = 0.0  # monotonic time at which the watch broke
+        self._connected = False
+        self._told = ""  # the trouble that was logged last
+        self.synced = False  # listed once
+
+    def start(self) -> None:
+        """Begin to list and watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Tell the thread to end as soon as nothing keeps it; the caller breaks the connections."""
+        self._over.set()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the end of the thread, so long at most."""
+        if self._thread.ident:
+            self._thread.join(seconds)
+
+    @property
+    def usable(self) -> bool:
+        """Whether the copy may be answered from: it was listed, and its watch is not broken for too long."""
+        return self.synced and (self._connected or time.monotonic() - self._lost < self._tempo.patience)
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last word of the server, infinite before the first."""
+        return time.monotonic() - self._heard
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._over.is_set():
+            self._alive = False
+            asked, trouble = 0.0, ""
+            try:
+                self._once()
+            except Expired as error:
+                self._version = ""
+                log.info("%s; listing again", error)
+            except CniError as error:
+                trouble, asked = str(error), (error.after or 0.0 if isinstance(error, Again) else 0.0)
+            except Exception as error:  # a thread that ends would leave a copy that nobody knows to be old
+                log.exception("a defect in following the %s: everything is listed again", self._collection.noun)
+                self._version, trouble = "", repr(error)
+            self._disconnected()
+            self._complain(trouble)
+            # A watch that was refused or ended before its first word must not be asked for in a loop.
+            failures = 0 if self._alive and not trouble else 1 if self._alive else failures + 1
+            self._over.wait(max(self._pause(failures), min(asked, self._tempo.longest)))
+
+    def _complain(self, trouble: str) -> None:
+        """Log a trouble once for as long as it lasts; in the end our own closing is none."""
+        if trouble and trouble != self._told and not self._over.is_set():
+            log.warning("%s; the copy is kept, trying again", trouble)
+        self._told = trouble
+
+    def _pause(self, failures: int) -> float:
+        if not failures:
+            return 0
+        # Many nodes lose the same server at the same time: they must not come back together.
+        return min(self._tempo.longest, self._tempo.first * 2.0 ** min(failures - 1, 30)) * random.uniform(0.5, 1)
+
+    def _once(self) -> None:
+        if not self._version:
+            self._list()
+        seconds = self._tempo.watch * random.uniform(1, 2)
+        request = self._collection.request(
+            "watch",
+            watch="true",
+            allowWatchBookmarks="true",
+            resourceVersion=self._version,
+            timeoutSeconds=str(max(1, int(seconds))),
+        )
+        started = time.monotonic()
+        with self._account.watch(request, self._tempo.silence) as lines:
+            self._connected = True
+            self._hear()
+            if self._told:
+                log.info("%s goes on from version %s", request.doing, self._version)
+            try:
+                for line in lines:
+                    if self._over.is_set():
+                        return
+                    self._take(line, request.doing)
+            finally:
+                self._alive |= time.monotonic() - started >= 1
+
+    def _list(self) -> None:
+        """Read everything, page by page, and only then let it take the place of the copy."""
+        self.copy.relisting()
+        found: list[T] = []
+        version = ""
+        doing = f"list the {self._collection.noun}"
+        for page in self._collection.pages(lambda one: self._account.ask(one, time.monotonic() + self._tempo.page)):
+            found += [self.copy.same(record) for each in page.items if (record := self._record(each, doing))]
+            version = page.version
+            self._hear()
+        if not version:
+            raise Again(f"cannot {doing}: the API server did not say which version it is")
+        self.copy.replace(found, number(version))
+        self._version = version
+        self.synced = True
+        # As of now the copy is right, whether or not a watch begins at once.
+        self._lost = time.monotonic()
+        log.info("listed the %s: %d as of version %s", self._collection.noun, len(found), version)
+
+    def _take(self, line: bytes, doing: str) -> None:
+        """Bring the copy on by one event of the watch."""
+        event = _parsed(line, doing)
+        kind, body = event.get("type"), event.get("object")
+        if not isinstance(body, Mapping):
+            raise Again(f"cannot {doing}: the API server sent an event without an object")
+        if kind == "ERROR":
+            raise _meaning(body, doing)
+        about = body.get("metadata")
+        version = about.get("resourceVersion") if isinstance(about, Mapping) else None
+        if not isinstance(about, Mapping) or not isinstance(version, str) or not version:
+            raise Again(f"cannot {doing}: the API server sent an object without a version")
+        self._hear()
+        self._alive = True
+        record = self._record(body, doing) if kind in ("ADDED", "MODIFIED") else None
+        if record:
+            self.copy.upsert(record)
+        elif kind == "BOOKMARK":
+            self.copy.reached(number(version))
+        else:  # deleted, or nothing that we could make a record of
+            self.copy.remove(str(about.get("namespace")), str(about.get("name")), number(version))
+        self._version = version
+
+    def _record(self, body: Mapping[str, Any], doing: str) -> T | None:
+        """Return the record; None for an object that makes none, which then is not in the copy and is read live."""
+        try:
+            return self._collection.read(body, doing)
+        except CniError as error:
+            log.warning("%s", error)
+            return None
+
+    def _hear(self) -> None:
+        self._heard = time.monotonic()
+
+    def _disconnected(self) -> None:
+        if self._connected and self._alive:  # one that never said anything does not show that the copy is right
+            self._lost = time.monotonic()
+        self._connected = False
+
+
+def _parsed(line: bytes, doing: str) -> Mapping[str, Any]:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError) as cause:
+        raise Again(f"cannot {doing}: the API server sent what is not JSON: {line[:60]!r}") from cause
+    if not isinstance(event, Mapping):
+        raise Again(f"cannot {doing}: the API server sent what is not an event: {line[:60]!r}")
+    return event
+
+
+def _meaning(status: Mapping[str, Any], doing: str) -> CniError:
+    """Return the error that the Status object of an ERROR event stands for."""
+    why = f"cannot {doing}: {status.get('message')}"
+    return Expired(Code.TRY_AGAIN, why) if status.get("code") == 410 else Again(why)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decides what a pod gets: finds networks, chooses devices, refuses what may not be. Nothing here writes."""

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pod asks of one network, and the two roads to its plugins: runtimeConfig and CNI_ARGS.
+
+runtimeConfig is for plugins that declare the capability. CNI_ARGS reaches every plugin of the chain, and few read it:
+what goes neither way would be dropped without a word, so it is refused.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from multus_py.cni.conflist import Conflist
+from multus_py.cni.errors import CniError, Code
+from multus_py.config.selection import Selection
+
+# What the runtime says of one interface concerns the interface it asked for, not the pod's other ones.
+_OF_AN_ADDRESS = ("ips", "ipRanges", "aliases", "portMappings")
+_OF_A_DEVICE = ("mac", "infinibandGUID", "deviceID", "CNIDeviceInfoFile", "bandwidth")
+_ONE_INTERFACE = frozenset(_OF_AN_ADDRESS + _OF_A_DEVICE)
+# Which words of CNI_ARGS the plugins read that we know: the reference plugins 0.8 to 1.9, sriov-cni, ib-sriov-cni,
+# rdma-cni, ovs-cni, bond-cni, whereabouts.
+_READ: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("bridge", "macvlan", "tap", "tuning", "sriov", "ovs"), ("MAC",)),
+    **dict.fromkeys(("host-local", "static", "whereabouts"), ("IP",)),
+    **dict.fromkeys(("ipvlan", "vlan", "host-device", "ptp", "dummy", "loopback", "bond", "ib-sriov", "passthru"), ()),
+    **dict.fromkeys(("portmap", "bandwidth", "firewall", "sbr", "vrf", "rdma", "dhcp"), ()),
+}
+# An executable that we do not know may read both, or the pod's annotation itself (OVN-Kubernetes does).
+_MAYBE = ("MAC", "IP")
+# The key of the annotation: the capability, the word of CNI_ARGS ("": none), plugins that take the capability.
+_ROADS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
+    "ips": ("ips", "IP", ("host-local", "static")),
+    "mac": ("mac", "MAC", ("bridge", "macvlan", "tap", "sriov", "tuning")),
+    "infiniband-guid": ("infinibandGUID", "", ("ib-sriov",)),
+    "portMappings": ("portMappings", "", ("portmap",)),
+    "bandwidth": ("bandwidth", "", ("bandwidth",)),
+}
+# What an element of an annotation may ask of a network.
+ASKED = (*(capability for capability, _, _ in _ROADS.values()), "deviceID")
+
+
+def of(primary: bool, asked: Selection | None, runtime: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what may become runtimeConfig: the runtime's values, then what the pod asked of this network."""
+    base = {key: value for key, value in runtime.items() if primary or key not in _ONE_INTERFACE}
+    if asked is None:
+        return base
+    wanted = {_ROADS[key][0]: value for key, value in _wanted(asked)}
+    return {**base, **wanted, **({"deviceID": asked.device_id} if asked.device_id else {})}
+
+
+def args(asked: Selection | None, conf: Conflist) -> dict[str, str]:
+    """Return what the pod asked of this network as words of CNI_ARGS."""
+    if asked is None:
+        return {}
+    # host-local takes one address here: a list goes by the capability, if any plugin declares it.
+    ips = asked.ips if len(asked.ips) == 1 or not declared(conf, "ips") else ()
+    words = {"MAC": asked.mac, "IP": ",".join(ips)}
+    return {word: value for word, value in words.items() if value}
+
+
+def declared(conf: Conflist, capability: str) -> bool:
+    """Tell whether a plugin of the chain declares *capability*."""
+    return any(
+        isinstance(found := plugin.get("capabilities"), Mapping) and found.get(capability) is True
+        for plugin in conf.plugins
+    )
+
+
+def refuse_unheard(network: str, conf: Conflist, asked: Selection | None) -> None:
+    """Refuse (code 7) what is asked of a network and reaches no plugin of its chain."""
+    for key, value in _wanted(asked) if asked else ():
+        capability, word, _ = _ROADS[key]
+        if declared(conf, capability):
+            continue
+        readers = {reader for reader in _told(conf, word) if word in _READ.get(reader, _MAYBE)}
+        if not readers:
+            raise _unheard(network, conf, key, f"no plugin of its chain ({', '.join(conf.types)}) would be told")
+        if key == "ips" and len(value) > 1 and readers == {"host-local"}:
+            raise _unheard(network, conf, key, "host-local takes one address in CNI_ARGS")
+
+
+def _wanted(asked: Selection) -> Iterator[tuple[str, Any]]:
+    """Yield what is asked for, by its key in the annotation."""
+    yield from (("ips", list(asked.ips)),) if asked.ips else ()
+    yield from (("mac", asked.mac),) if asked.mac else ()
+    yield from (("infiniband-guid", asked.infiniband_guid),) if asked.infiniband_guid else ()
+    yield from (("portMappings", [dict(item) for item in asked.port_mappings]),) if asked.port_mappings else ()
+    yield from (("bandwidth", asked.bandwidth),) if asked.bandwidth else ()
+
+
+def _told(conf: Conflist, word: str) -> Iterator[str]:
+    """Yield the types of the plugins that may do what a word of CNI_ARGS asks: of an address IPAM plugins, too."""
+    yield from conf.types if word else ()
+    if word == "IP":
+        yield from filter(None, map(_ipam, conf.plugins))
+
+
+def _ipam(plugin: Mapping[str, Any]) -> str:
+    ipam = plugin.get("ipam")
+    return str(ipam.get("type") or "") if isinstance(ipam, Mapping) else ""
+
+
+def _unheard(network: str, conf: Conflist, key: str, why: str) -> CniError:
+    return CniError(Code.INVALID_CONFIG, f"network {network}: {key!r} is asked for, and {why}", _advice(conf, key))
+
+
+def _advice(conf: Conflist, key: str) -> str:
+    """Say what to write into which plugin of the chain, or which one the chain lacks."""
+    capability, _, takers = _ROADS[key]
+    line = f'"capabilities": {{"{capability}": true}}'
+    for plugin in conf.plugins:
+        if plugin["type"] in takers or _ipam(plugin) in takers:
+            return f"write {line} into the plugin {plugin['type']}"
+    for plugin in conf.plugins:
+        if plugin["type"] not in _READ:
+            return f"write {line} into the plugin {plugin['type']}, if it takes it"
+    if key == "ips":
+        return f"give a plugin an 'ipam' that takes them ({', '.join(takers)}), and write {line} beside it"
+    return f'add a plugin that takes it, such as {{"type": "{takers[-1]}", {line}}}'
