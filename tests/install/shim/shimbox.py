@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[3]
-SOURCES = sorted(str(path) for path in (ROOT / "multus_py" / "shim").glob("*.c"))
+SOURCES = sorted(str(path) for path in (ROOT / "multus_py" / "install" / "shim").glob("*.c"))
 STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror"]
 
 
