@@ -157,8 +157,8 @@ def main() -> None:
 
 def measure(asked: argparse.Namespace, kubeconfig: Path, port: int, relists: Any, updates: Any) -> None:
     """Run the store against the double and print a row for each stage."""
+    from multus_py.kube.cached_apiserver import Watched
     from multus_py.kube.reflector import Tempo
-    from multus_py.kube.watched import Watched
 
     def row(stage: str) -> None:
         spent = time.process_time() - row.spent  # type: ignore[attr-defined]

@@ -335,7 +335,7 @@ def _is_to_leave(config: DaemonConfig, keeper: "Keeper | None") -> bool:
     if ref is None or not (_kubeconfig(config, settings) or os.environ.get("KUBERNETES_SERVICE_HOST")):
         log.warning("our conf stays: POD_NAMESPACE and POD_NAME, and an API server, would tell whose pod this is")
         return False
-    from multus_py.kube import ownership
+    from multus_py.kube import daemonset
     from multus_py.kube.session import Account
 
     try:
@@ -343,7 +343,7 @@ def _is_to_leave(config: DaemonConfig, keeper: "Keeper | None") -> bool:
             keeper.vouch(
                 _FAREWELL / 2
             )  # who has no certificate is refused everything, and not because the DaemonSet is gone
-        return ownership.is_deleted(Account(_kubeconfig(config, settings)), ref, _FAREWELL)
+        return daemonset.is_deleted(Account(_kubeconfig(config, settings)), ref, _FAREWELL)
     except CniError as error:
         log.warning("our conf stays: %s", error)
         return False
@@ -358,7 +358,7 @@ def _store(config: DaemonConfig) -> KubeStore | None:
         return Polled(Path(settings.manifests), settings.cni_dir / "pods")
     kubeconfig = _kubeconfig(config, settings)
     if kubeconfig or os.environ.get("KUBERNETES_SERVICE_HOST"):
-        from multus_py.kube.watched import Watched
+        from multus_py.kube.cached_apiserver import Watched
 
         return Watched(kubeconfig, settings.api_deadline, _node_name(settings))
     return None

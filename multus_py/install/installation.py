@@ -15,7 +15,7 @@ from typing import Any
 from multus_py.cni import names
 from multus_py.cni.errors import CniError, Code, finish
 from multus_py.config.plugin import TYPE, MultusConfig
-from multus_py.install import executable, files, kept_results, our_conf, primary, withdrawal
+from multus_py.install import cached_results, executable, files, our_conf, primary, withdrawal
 from multus_py.install.executable import Program
 from multus_py.install.our_conf import Folders, Order
 from multus_py.install.primary import Conf
@@ -128,7 +128,7 @@ class Removal:
     cni_dir: Path | None = None
     socket_dir: Path | None = None
     daemon_stays: bool = True
-    results: Path = kept_results.RESULTS
+    results: Path = cached_results.RESULTS
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def _remove_executable(asked: Removal, done: Removed) -> None:
 def _drop_results(asked: Removal, done: Removed) -> None:
     # As long as a sandbox is left, the runtime may delete it with what it kept.
     if not remaining(done.cni_dir):
-        for path in kept_results.results(asked.results, asked.name, done.cni_dir):
+        for path in cached_results.results(asked.results, asked.name, done.cni_dir):
             files.remove(path)
             done.results += 1
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 from multus_py.cni.errors import Code
 from multus_py.cni.text import one_line
 from multus_py.kube import dra, objects
-from multus_py.kube.exchange import Again, Ask, Conflict, Request
+from multus_py.kube.http import Again, Ask, Conflict, Request
 from multus_py.kube.session import COMPONENT, Account, load_packages
 from multus_py.kube.store import NETWORK_STATUS, Device, NetworkDefinition, NotFound, Pod, PodRef, Unavailable
 

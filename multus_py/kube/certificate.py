@@ -29,7 +29,7 @@ from cryptography.x509.oid import NameOID
 
 from multus_py.cni import names
 from multus_py.cni.errors import CniError, Code
-from multus_py.kube.exchange import Ask, Conflict, Request
+from multus_py.kube.http import Ask, Conflict, Request
 from multus_py.kube.store import NotFound
 
 # multus-cni's words: approvers and role bindings that were made for it go on to work.

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 from multus_py.cni import names
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.fields import Fields
-from multus_py.kube.exchange import Ask, Request
+from multus_py.kube.http import Ask, Request
 from multus_py.kube.store import Device, NotFound, Pod, Unavailable
 
 DEVICE_ID, RESOURCE = "k8s.cni.cncf.io/deviceID", "k8s.cni.cncf.io/resourceName"

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from multus_py.cni import names
 from multus_py.cni.errors import CniError, Code
-from multus_py.kube.exchange import Again, Ask, Request
+from multus_py.kube.http import Again, Ask, Request
 from multus_py.kube.store import CONFIG_SOURCE, Claim, NetworkDefinition, NotFound, Pod
 
 T = TypeVar("T", bound="Record")

@@ -12,7 +12,7 @@ from typing import Any, Generic
 
 from multus_py.cni.errors import CniError, Code
 from multus_py.kube.cache import Copy
-from multus_py.kube.exchange import Again, Expired
+from multus_py.kube.http import Again, Expired
 from multus_py.kube.objects import Collection, T, number
 from multus_py.kube.session import Account
 

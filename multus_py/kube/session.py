@@ -22,7 +22,7 @@ from weakref import WeakSet
 
 from multus_py.cni.errors import CniError, Code
 from multus_py.kube import manifests
-from multus_py.kube.exchange import Again, Reply, Request, Untrusted, interpreted, unreachable
+from multus_py.kube.http import Again, Reply, Request, Untrusted, interpreted, unreachable
 from multus_py.kube.store import Unavailable
 
 COMPONENT = "multus-py"

@@ -16,13 +16,13 @@ from accounts import Rules, account, asking, rules
 from cluster import Cluster
 
 from multus_py.cni.errors import CniError
-from multus_py.kube import certificate, dra, ownership
+from multus_py.kube import certificate, daemonset, dra
 from multus_py.kube.apiserver import ApiServer
-from multus_py.kube.exchange import Request
+from multus_py.kube.cached_apiserver import Watched
+from multus_py.kube.http import Request
 from multus_py.kube.reflector import Tempo
 from multus_py.kube.session import Account
 from multus_py.kube.store import NotFound, Pod, PodRef
-from multus_py.kube.watched import Watched
 
 NODE = "mpt-rbac-node"
 TEMPO = Tempo(first=0.05, longest=0.2)
@@ -109,7 +109,7 @@ def missed(setting: Setting, kubeconfig: Path, log: pytest.LogCaptureFixture) ->
             attempt(lambda: live.publish_status(pod, "[]"))
             attempt(lambda: live.event(pod, "Normal", "Test", "a test"))
             attempt(lambda: dra.devices(claims(setting, connection), pod))
-            attempt(lambda: ownership.is_deleted(connection, setting.daemon, 20))
+            attempt(lambda: daemonset.is_deleted(connection, setting.daemon, 20))
     finally:
         store.close()
         connection.close()

@@ -40,10 +40,10 @@ from multus_py.cni.errors import CniError, Code
 from multus_py.config import daemon as daemon_config
 from multus_py.config.daemon import NodeCertificate
 from multus_py.kube import certificate, kubeconfig
-from multus_py.kube.exchange import Request
+from multus_py.kube.cached_apiserver import Watched
+from multus_py.kube.http import Request
 from multus_py.kube.reflector import Tempo
 from multus_py.kube.session import Account, Unauthorized
-from multus_py.kube.watched import Watched
 
 CURRENT, PENDING = "multus-client-current.pem", "multus-client-pending.pem"
 DAY = 86400.0
@@ -862,6 +862,7 @@ def test_a_folder_of_manifests_needs_no_certificate() -> None:
 
 def test_who_wants_no_certificate_does_not_pay_for_it() -> None:
     """A daemon's start imports no cryptography, which takes 20 MB, unless the config asks for a certificate."""
-    program = "import sys; import multus_py.entry.daemon, multus_py.kube.watched; print('cryptography' in sys.modules)"
+    modules = "multus_py.entry.daemon, multus_py.kube.cached_apiserver"
+    program = f"import sys; import {modules}; print('cryptography' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -12,7 +12,7 @@ TOGETHER = """
 import sys, threading, time
 from multus_py.cni.errors import CniError
 from multus_py.kube.apiserver import ApiServer
-from multus_py.kube.exchange import Request
+from multus_py.kube.http import Request
 from multus_py.kube.session import Account
 from multus_py.kube.store import PodRef
 

@@ -16,9 +16,9 @@ from waiting import eventually
 
 from multus_py.cni.errors import CniError
 from multus_py.kube.apiserver import ApiServer
+from multus_py.kube.cached_apiserver import Watched
 from multus_py.kube.manifests import Manifests
 from multus_py.kube.store import DEFAULT_NETWORK, NETWORK_STATUS, NETWORKS, KubeStore, NotFound, Pod, PodRef
-from multus_py.kube.watched import Watched
 
 CONFIG = '{"cniVersion": "1.0.0", "type": "bridge"}\n'
 

@@ -15,7 +15,7 @@ from multus_py.config.daemon import NodeCertificate
 from multus_py.install import files
 from multus_py.kube import certificate
 from multus_py.kube.certificate import Certificate, Draft, Refused
-from multus_py.kube.exchange import Request
+from multus_py.kube.http import Request
 from multus_py.kube.kubeconfig import Access
 from multus_py.kube.session import Account, Unauthorized
 

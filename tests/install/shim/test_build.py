@@ -36,7 +36,9 @@ def _elf(path: Path) -> tuple[int, bool]:
 def sources(tmp_path: Path) -> Path:
     """Copy the shim's sources, and nothing that was built of them."""
     return Path(
-        shutil.copytree(ROOT / "multus_py" / "install" / "shim", tmp_path / "shim", ignore=shutil.ignore_patterns("bin", "__pyc*"))
+        shutil.copytree(
+            ROOT / "multus_py" / "install" / "shim", tmp_path / "shim", ignore=shutil.ignore_patterns("bin", "__pyc*")
+        )
     )
 
 

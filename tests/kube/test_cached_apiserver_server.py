@@ -18,11 +18,11 @@ from waiting import eventually
 from multus_py.cni.errors import CniError
 from multus_py.kube import objects
 from multus_py.kube.apiserver import ApiServer
-from multus_py.kube.exchange import Request
+from multus_py.kube.cached_apiserver import Watched
+from multus_py.kube.http import Request
 from multus_py.kube.reflector import Tempo
 from multus_py.kube.session import Account
 from multus_py.kube.store import NETWORK_STATUS, NETWORKS, NotFound, Pod, PodRef
-from multus_py.kube.watched import Watched
 
 pytestmark = pytest.mark.cluster
 TEMPO = Tempo(first=0.1, longest=1)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from multus_py.kube import objects
 from multus_py.kube.apiserver import ApiServer
-from multus_py.kube.outbox import Outbox
+from multus_py.kube.event_queue import Outbox
 from multus_py.kube.reflector import Follower, Tempo
 from multus_py.kube.store import Device, NetworkDefinition, Pod, PodRef, Unavailable
 from multus_py.kube.subscribers import Subscribers

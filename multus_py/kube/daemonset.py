@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from multus_py.cni.errors import CniError, Code
-from multus_py.kube.exchange import Request
+from multus_py.kube.http import Request
 from multus_py.kube.session import Account
 from multus_py.kube.store import NotFound, PodRef
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from multus_py.cni.errors import CniError
-from multus_py.kube.exchange import Request
+from multus_py.kube.http import Request
 
 log = logging.getLogger("multus_py")
 

@@ -32,9 +32,9 @@ from misbehaving import (
 from waiting import eventually
 
 from multus_py.cni.errors import CniError
+from multus_py.kube.cached_apiserver import Watched
 from multus_py.kube.reflector import Tempo
 from multus_py.kube.store import NETWORK_STATUS, NETWORKS, Claim, NotFound, Pod, PodRef, Unavailable
-from multus_py.kube.watched import Watched
 
 QUICK = Tempo(patience=0.3, first=0.02, longest=0.1, silence=10, watch=60, page=5)
 PATIENT = Tempo(patience=60, first=0.02, longest=0.1, silence=10, watch=60, page=5)
