@@ -12,7 +12,7 @@ from multus_py.cni import names
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
 from multus_py.cni.delegate import Request
-from multus_py.cni.errors import CniError, Code, finish
+from multus_py.cni.errors import CniError, Code, run_all
 from multus_py.cni.fields import Fields
 from multus_py.cni.result import DNS, IP, Interface, Result, Route
 from multus_py.config import delegate_schema
@@ -132,7 +132,7 @@ def delete(request: Request) -> None:
     """Remove the pair and release the addresses, each whatever the other met; the bridge stays."""
     call = request.call
     # The interface first: an address that is free again must not be in use here for a moment longer.
-    finish(
+    run_all(
         f"delete {call.ifname}",
         lambda: configure.remove_interface(call.netns, call.ifname),
         lambda: configure.ask_for(request),

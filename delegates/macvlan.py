@@ -11,7 +11,7 @@ from multus_py.cni import names
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
 from multus_py.cni.delegate import Request
-from multus_py.cni.errors import CniError, Code, finish
+from multus_py.cni.errors import CniError, Code, run_all
 from multus_py.cni.fields import Fields
 from multus_py.cni.result import DNS, IP, Interface, Result
 from multus_py.config import delegate_schema
@@ -86,7 +86,7 @@ def delete(request: Request) -> None:
     """Remove the interface and release the addresses, each whatever the other met."""
     call = request.call
     # IPAM first: dhcp gives its lease back through the interface.
-    finish(
+    run_all(
         f"delete {call.ifname}",
         lambda: configure.ask_for(request),
         lambda: configure.remove_interface(call.netns, call.ifname),
@@ -165,7 +165,7 @@ def _master(home: Netlink, config: Config) -> Link:
         try:
             return home.link(config.master)
         except netlink.NetlinkError as trouble:
-            raise trouble.while_("macvlan: 'master'") from trouble
+            raise trouble.with_context("macvlan: 'master'") from trouble
     for family in (4, 6):
         for route in sorted(home.default_routes(family), key=lambda route: route.priority):
             if index := route.ifindex or next((hop.ifindex for hop in route.hops), 0):

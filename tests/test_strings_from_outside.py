@@ -173,7 +173,7 @@ TAKEN = ["net1", "eth0.100", "a@b", "All", "lo0", "é", ".a", "-x", "0" * 15]
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_interface_name_that_is_no_name_is_refused_on_every_road(name, tmp_path):
     """In both forms of the annotation, in CNI_IFNAME and in a native delegate's keys."""
-    assert names.interface_trouble(name)
+    assert names.interface_problem(name)
     with pytest.raises(CniError):
         calls.parse({"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c", "CNI_NETNS": "/x", "CNI_IFNAME": name,
                      "CNI_PATH": "/"}, b'{"cniVersion": "1.0.0", "name": "n"}')  # fmt: skip
@@ -193,7 +193,7 @@ def test_an_interface_name_that_is_no_name_is_refused_on_every_road(name, tmp_pa
 @pytest.mark.parametrize("name", TAKEN)
 def test_the_kernel_takes_what_we_take_as_it_is_written(name):
     """A name that passes is the interface's name: nothing is put into it, and it has settings of its own."""
-    assert "" == names.interface_trouble(name)
+    assert "" == names.interface_problem(name)
     with namespace() as netns, netlink.open(netns) as kernel:
         kernel.create_bridge(name)
         assert {"lo", name} == kernel.link_names()
@@ -216,9 +216,9 @@ def test_a_name_that_is_no_longer_given_can_be_taken_down():
     """DEL and the files of earlier attachments still know interfaces by names that ADD refuses now."""
     env = {"CNI_COMMAND": "DEL", "CNI_CONTAINERID": "c", "CNI_IFNAME": "x%d", "CNI_PATH": "/"}
     assert "x%d" == calls.parse(env, b'{"cniVersion": "1.0.0", "name": "n"}').ifname
-    assert "all" == names.kept_interface("all", "journal")
+    assert "all" == names.recorded_interface("all", "journal")
     with pytest.raises(CniError):
-        names.kept_interface("../x", "journal")
+        names.recorded_interface("../x", "journal")
 
 
 # --- JSON that others could not read ----------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def test_a_message_of_megabytes_does_not_fill_the_log(logged, json_lines):
 
 def test_a_trace_on_standard_error_is_set_in(capsys):
     """In a daemon standard error is the log."""
-    serve.log_unforeseen(ValueError(FORGED))
+    serve.log_unexpected_error(ValueError(FORGED))
     lines = capsys.readouterr().err.split("\n")[:-1]
     assert all(line.isprintable() for line in lines)
     assert 1 == len([line for line in lines if not line.startswith("    ")])

@@ -9,7 +9,7 @@ from typing import Any
 from multus_py.cni.addresses import read_address, read_cidr
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.fields import Fields
-from multus_py.cni.result import DNS, Address, Cidr, Network, Route, Unreadable
+from multus_py.cni.result import DNS, Address, Cidr, InvalidResult, Network, Route
 from multus_py.cni.result import read as read_result
 
 
@@ -72,7 +72,7 @@ def written(ipam: Fields) -> tuple[tuple[Route, ...], DNS]:
     """Return the routes and the name servers that an `ipam` object names; code 7 says which key is wrong."""
     try:
         said = read_result({"routes": ipam.get("routes"), "dns": ipam.get("dns")}, "1.1.0")
-    except Unreadable as cause:
+    except InvalidResult as cause:
         raise CniError(
             Code.INVALID_CONFIG, f"{ipam.where}: {cause.why}", 'a route is as {"dst": "10.1.0.0/16", "gw": "10.9.0.1"}'
         ) from cause

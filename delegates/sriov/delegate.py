@@ -13,7 +13,7 @@ from multus_py.cni import names
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
 from multus_py.cni.delegate import Request
-from multus_py.cni.errors import CniError, Code, finish
+from multus_py.cni.errors import CniError, Code, run_all
 from multus_py.cni.fields import Fields
 from multus_py.cni.result import DNS, IP, Interface, Result
 from multus_py.config import delegate_schema
@@ -119,7 +119,7 @@ def delete(request: Request) -> None:
     """Release the addresses and give the function back, each whatever the other met."""
     call = request.call
     # IPAM first: dhcp gives its lease back through the interface.
-    finish(f"delete {call.ifname}", lambda: configure.ask_for(request), lambda: _give_back(call))
+    run_all(f"delete {call.ifname}", lambda: configure.ask_for(request), lambda: _give_back(call))
 
 
 def check(request: Request) -> None:
@@ -294,7 +294,7 @@ def _unmarked(before: Before) -> Before:
 def _own_name(marked: str, there: str) -> str:
     """Return the own name in a mark, which a pod may have written; *there*, the present one, for what is no name."""
     name = marked.partition(":")[0]
-    return there if names.interface_trouble(name) else name
+    return there if names.interface_problem(name) else name
 
 
 def _dress(call: Call, config: Config, function: Function, ips: tuple[IP, ...], given: Result) -> Link:
@@ -339,7 +339,7 @@ def _give_back(call: Call) -> None:
     leases = Leases(Path(fields.text("dataDir") or DATA_DIR))
     owner = _owner(call)
     if devices := leases.of(owner):
-        finish("give back", *(partial(_return, leases, device, owner) for device in devices))
+        run_all("give back", *(partial(_return, leases, device, owner) for device in devices))
     elif kept := takeover.read(leases.folder, owner):
         _return_kept(leases, kept, owner)
     elif device := _device(call, fields):

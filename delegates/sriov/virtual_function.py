@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from multus_py.cni.errors import CniError, Code, finish
+from multus_py.cni.errors import CniError, Code, run_all
 from multus_py.kernel import netlink
 from multus_py.kernel.netlink import Link, Netlink, NetlinkError
 from multus_py.kernel.pci import Bus
@@ -165,7 +165,7 @@ def restore(host: Netlink, bus: Bus, address: str, before: Before, netns: str) -
             partial(_restore_names, host, function, link, before),
             partial(host.set_link, link.index, up=before.up, alias=before.alias),
         ]
-    finish(f"give back {function}", *steps)
+    run_all(f"give back {function}", *steps)
 
 
 def _unfit(why: str, details: str) -> CniError:

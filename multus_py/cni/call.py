@@ -45,7 +45,7 @@ class Call:
     @property
     def version(self) -> str:
         """The caller's cniVersion."""
-        return versions.known(self.config.get("cniVersion"))
+        return versions.resolve(self.config.get("cniVersion"))
 
     def arg(self, key: str) -> str:
         """Return the last value of *key* in CNI_ARGS, "" when it is absent (the last one wins, as in Go)."""
@@ -85,7 +85,7 @@ def parse(env: Mapping[str, str], stdin: bytes) -> Call:
         verb=verb,
         container_id=names.container_id(env.get("CNI_CONTAINERID", "")) if attached else "",
         netns=env.get("CNI_NETNS", ""),
-        ifname=(names.interface if verb == "ADD" else names.kept_interface)(env["CNI_IFNAME"], "CNI_IFNAME")
+        ifname=(names.interface if verb == "ADD" else names.recorded_interface)(env["CNI_IFNAME"], "CNI_IFNAME")
         if attached
         else "",
         args=cni_args(env.get("CNI_ARGS", "")),
@@ -119,8 +119,8 @@ def cni_args(text: str) -> tuple[tuple[str, str], ...]:
 def network_config(stdin: bytes, verb: str) -> dict[str, Any]:
     """Read the config on standard input: an object with a name and a version that we speak and that has *verb*."""
     config = json_object(stdin)
-    version = versions.known(config.get("cniVersion"))
-    if not versions.has(verb, version):
+    version = versions.resolve(config.get("cniVersion"))
+    if not versions.has_verb(verb, version):
         raise CniError(
             Code.INCOMPATIBLE_VERSION, f"cniVersion {version} has no {verb}", f"it came with {versions.SINCE[verb]}"
         )

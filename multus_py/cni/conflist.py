@@ -74,9 +74,9 @@ def _version(body: Mapping[str, Any], where: str) -> str:
     offered = body.get("cniVersions")
     if offered is None:
         try:
-            return versions.known(body.get("cniVersion"))
+            return versions.resolve(body.get("cniVersion"))
         except CniError as cause:
-            raise cause.while_(where) from cause
+            raise cause.with_context(where) from cause
     if not isinstance(offered, list) or not all(isinstance(item, str) for item in offered):
         raise CniError(Code.INVALID_CONFIG, f"{where}: 'cniVersions' must be a list of versions")
     spoken: list[str] = [item for item in [*offered, body.get("cniVersion")] if item in versions.SUPPORTED]

@@ -44,7 +44,7 @@ class CniError(Exception):
     def __str__(self) -> str:
         return f"{self.msg}; {self.details}" if self.details else self.msg
 
-    def while_(self, doing: str) -> Self:
+    def with_context(self, doing: str) -> Self:
         """Return the same error, code, kind and notes kept, with what we were doing in front of the message."""
         msg = f"{doing}: {self.msg}"
         told = type(self).__new__(type(self), msg)
@@ -75,7 +75,7 @@ class PluginError(CniError):
         )
 
 
-def gathered(doing: str, troubles: Sequence[CniError]) -> CniError:
+def combined_error(doing: str, troubles: Sequence[CniError]) -> CniError:
     """Return one error for several: the code of the first, the words of all."""
     return CniError(
         troubles[0].code,
@@ -92,7 +92,7 @@ def _words(error: BaseException) -> str:
         return "it cannot say what it is"
 
 
-def unforeseen(error: BaseException) -> CniError:
+def to_cni_error(error: BaseException) -> CniError:
     """Return the CNI error for any other: code 999 for one that nobody expected."""
     if isinstance(error, CniError):
         return error
@@ -101,16 +101,16 @@ def unforeseen(error: BaseException) -> CniError:
     return told
 
 
-def tried(step: Step) -> CniError | None:
+def try_step(step: Step) -> CniError | None:
     """Run one step of taking down; return what it met, whatever kind of error that is."""
     try:
         step()
     except Exception as trouble:  # noqa: BLE001  the steps after it are tried, whatever this one met
-        return unforeseen(trouble)
+        return to_cni_error(trouble)
     return None
 
 
-def finish(doing: str, *steps: Step) -> None:
+def run_all(doing: str, *steps: Step) -> None:
     """Run every step, whatever the others met; then raise all they met as one `CniError`."""
-    if troubles := [trouble for step in steps if (trouble := tried(step))]:
-        raise gathered(doing, troubles)
+    if troubles := [trouble for step in steps if (trouble := try_step(step))]:
+        raise combined_error(doing, troubles)

@@ -22,7 +22,7 @@ _LAST_WORDS = 2.0  # seconds for the pipes of an executable that was ended
 
 
 @dataclass(frozen=True)
-class Ended:
+class ProcessResult:
     """How an executable ended: *status* is its exit code, or minus the signal that ended it."""
 
     status: int
@@ -36,7 +36,7 @@ class Executables(Protocol):
     def find(self, name: str, folders: tuple[str, ...]) -> Path | None:
         """Return the first regular file of that name in *folders*, links unresolved; None for what is no file name."""
 
-    def run(self, path: Path, env: Mapping[str, str], stdin: bytes, timeout: float) -> Ended:
+    def run(self, path: Path, env: Mapping[str, str], stdin: bytes, timeout: float) -> ProcessResult:
         """Run it to its end; code 5 when it cannot be started, 11 when *timeout* seconds were not enough."""
 
 
@@ -49,7 +49,7 @@ class Children:
 
     def find(self, name: str, folders: tuple[str, ...]) -> Path | None:
         """Return the first regular file of that name in *folders*, links unresolved."""
-        for candidate in candidates(name, folders):
+        for candidate in candidate_paths(name, folders):
             try:
                 if stat.S_ISREG(candidate.stat().st_mode):
                     return candidate
@@ -57,22 +57,22 @@ class Children:
                 continue
         return None
 
-    def run(self, path: Path, env: Mapping[str, str], stdin: bytes, timeout: float) -> Ended:
+    def run(self, path: Path, env: Mapping[str, str], stdin: bytes, timeout: float) -> ProcessResult:
         """Run it to its end in a session of its own, so that what it started ends with it."""
         process = self._start(path, {**self.environment, **env})
         try:
             stdout, stderr = process.communicate(stdin, timeout=timeout)
         except subprocess.TimeoutExpired as cause:
-            raise too_slow(path, timeout) from cause
+            raise timeout_error(path, timeout) from cause
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 _drop(process)
-        return Ended(process.returncode, stdout, stderr)
+        return ProcessResult(process.returncode, stdout, stderr)
 
     def _start(self, path: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE
-        return once_free(
+        return retry_while_busy(
             path,
             lambda: subprocess.Popen(
                 [str(path)], stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), start_new_session=True
@@ -92,19 +92,19 @@ def _drop(process: "subprocess.Popen[bytes]") -> None:
         process.poll()  # it is collected, unless the kernel does not let it end
 
 
-def once_free(path: Path, start: Callable[[], T], sleep: Callable[[float], None]) -> T:
+def retry_while_busy(path: Path, start: Callable[[], T], sleep: Callable[[float], None]) -> T:
     """Return what *start* returns; tried again while *path* is being replaced ("text file busy"), code 5 in the end."""
     for last in (*[False] * (_BUSY_TRIES - 1), True):
         try:
             return start()
         except OSError as cause:
             if last or cause.errno != errno.ETXTBSY:
-                raise not_started(path, cause) from cause
+                raise start_error(path, cause) from cause
         sleep(_BUSY_PAUSE)
     raise AssertionError("the last try returns or raises")
 
 
-def candidates(name: str, folders: Iterable[str]) -> list[Path]:
+def candidate_paths(name: str, folders: Iterable[str]) -> list[Path]:
     """Return where an executable of that name may be: in a folder itself, never below or above it.
 
     What is more than a file name is nowhere; a relative folder, which depends on where we were started, is left out.
@@ -114,12 +114,12 @@ def candidates(name: str, folders: Iterable[str]) -> list[Path]:
     return [Path(folder) / name for folder in folders if folder.startswith("/")]
 
 
-def not_started(path: Path, cause: OSError) -> CniError:
+def start_error(path: Path, cause: OSError) -> CniError:
     """Return the error for an executable that the kernel does not start."""
     return CniError(Code.IO, f"cannot execute {path}: {os.strerror(cause.errno or 0)}")
 
 
-def too_slow(path: Path, timeout: float) -> CniError:
+def timeout_error(path: Path, timeout: float) -> CniError:
     """Return the error for an executable that was ended after *timeout* seconds."""
     return CniError(
         Code.TRY_AGAIN,

@@ -64,12 +64,12 @@ def is_plugin_type(text: str) -> bool:
     return bool(_TYPE.match(text)) and len(text) <= _FILE_NAME_MAX
 
 
-def interface_trouble(text: str) -> str:
+def interface_problem(text: str) -> str:
     """Say what keeps *text* from being the name that an interface gets; "" when nothing does (libcni's rules).
 
     The kernel is stricter than libcni: it makes `x0` of `x%d`, and keeps the settings of all interfaces under `all`.
     """
-    if trouble := _kept_interface_trouble(text):
+    if trouble := _recorded_interface_problem(text):
         return trouble
     if "%" in text:
         return f"an interface name has no '%', {text!r} has: the kernel would put a number there"
@@ -80,7 +80,7 @@ def interface_trouble(text: str) -> str:
     return ""
 
 
-def _kept_interface_trouble(text: str) -> str:
+def _recorded_interface_problem(text: str) -> str:
     if not text:
         return "an interface name cannot be empty"
     if len(text) > IFNAME_MAX or len(text.encode(errors="replace")) > IFNAME_MAX:
@@ -94,14 +94,14 @@ def _kept_interface_trouble(text: str) -> str:
 
 def interface(text: str, where: str = "CNI_IFNAME", code: int = Code.INVALID_ENVIRONMENT) -> str:
     """Return *text* when the kernel and the spec take it as an interface name."""
-    if trouble := interface_trouble(text):
+    if trouble := interface_problem(text):
         raise CniError(code, f"{where}: {trouble}")
     return text
 
 
-def kept_interface(text: str, where: str) -> str:
+def recorded_interface(text: str, where: str) -> str:
     """Return the name of an interface that a file of an earlier attachment tells, which may be one no longer given."""
-    if trouble := _kept_interface_trouble(text):
+    if trouble := _recorded_interface_problem(text):
         raise CniError(Code.INVALID_ENVIRONMENT, f"{where}: {trouble}")
     return text
 

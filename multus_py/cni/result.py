@@ -98,7 +98,7 @@ class Result:
     extra: Extra = field(default_factory=dict, compare=False)
 
 
-class Unreadable(CniError):
+class InvalidResult(CniError):
     """A result that cannot be read; *why* names the key that is wrong."""
 
     def __init__(self, why: str) -> None:
@@ -107,8 +107,8 @@ class Unreadable(CniError):
 
 
 def read(body: Mapping[str, Any], version: str | None = None) -> Result:
-    """Read a result; *version* is the dialect of a body that names none. `Unreadable` says which key is wrong."""
-    return _DIALECTS[versions.known(body.get("cniVersion") or version)].read(body)
+    """Read a result; *version* is the dialect of a body that names none. `InvalidResult` says which key is wrong."""
+    return _DIALECTS[versions.resolve(body.get("cniVersion") or version)].read(body)
 
 
 def write(result: Result, version: str) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def write(result: Result, version: str) -> dict[str, Any]:
     return {"cniVersion": version, **_DIALECTS[version].write(result, version)}
 
 
-def rerouted(body: Mapping[str, Any], result: Result, version: str) -> dict[str, Any]:
+def with_routes(body: Mapping[str, Any], result: Result, version: str) -> dict[str, Any]:
     """Return *body*, which a plugin said, with the routes of *result*; all else stays key for key as it was said.
 
     Systems find their own state in it at DEL, also under keys that came with later versions than the body's.
@@ -239,8 +239,8 @@ _DIALECTS = {version: _PAIR if version in ("0.1.0", "0.2.0") else _PLAIN for ver
 # --- single values ---------------------------------------------------------------------------------------------------
 
 
-def _wrong(where: str, why: str) -> Unreadable:
-    return Unreadable(f"{where} {why}")
+def _wrong(where: str, why: str) -> InvalidResult:
+    return InvalidResult(f"{where} {why}")
 
 
 def _objects(body: Mapping[str, Any], key: str, where: str = "") -> list[Mapping[str, Any]]:
@@ -355,7 +355,7 @@ def _network(value: object, where: str) -> Network:
     return _parsed(value, where, read_cidr, "a network with its prefix length, such as 0.0.0.0/0").network
 
 
-def without_defaults(result: Result, families: frozenset[int]) -> Result:
+def without_default_routes(result: Result, families: frozenset[int]) -> Result:
     """Return *result* without the default routes of *families* (4, 6)."""
     kept = tuple(route for route in result.routes if not (route.is_default and route.dst.version in families))
     return replace(result, routes=kept)

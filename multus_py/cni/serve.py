@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from multus_py.cni import call as calls
 from multus_py.cni import versions
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError, unforeseen
+from multus_py.cni.errors import CniError, to_cni_error
 from multus_py.cni.text import one_line
 
 Handler = Callable[[Call], dict[str, Any] | None]
@@ -47,11 +47,11 @@ def answer(handle: Handler, env: Mapping[str, str], stdin: bytes) -> tuple[dict[
     except CniError as error:
         return error.to_json(version_of(stdin)), 1
     except Exception as error:  # noqa: BLE001  the boundary: whatever it is, the runtime gets an error that it can read
-        log_unforeseen(error)
-        return unforeseen(error).to_json(version_of(stdin)), 1
+        log_unexpected_error(error)
+        return to_cni_error(error).to_json(version_of(stdin)), 1
 
 
-def log_unforeseen(error: Exception) -> None:
+def log_unexpected_error(error: Exception) -> None:
     """Write the trace of an error that nobody expected to standard error, if somebody can read it there."""
     lines = "".join(traceback.format_exception(error)).splitlines()
     _tell("\n    ".join(map(one_line, lines)) + "\n")

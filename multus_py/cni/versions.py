@@ -12,7 +12,7 @@ DEFAULT = "0.1.0"
 SINCE = {"ADD": "0.1.0", "DEL": "0.1.0", "VERSION": "0.1.0", "CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
 
 
-def known(version: object) -> str:
+def resolve(version: object) -> str:
     """Return *version* when it is one that we speak, DEFAULT when it is absent or empty; else raise code 1."""
     if version is None or version == "":
         return DEFAULT
@@ -28,6 +28,6 @@ def at_least(version: str, floor: str) -> bool:
     return SUPPORTED.index(version) >= SUPPORTED.index(floor)
 
 
-def has(verb: str, version: str) -> bool:
+def has_verb(verb: str, version: str) -> bool:
     """Tell whether *verb* exists in *version*."""
     return at_least(version, SINCE[verb])

@@ -84,7 +84,7 @@ def parse(body: Mapping[str, Any], root: str = "/") -> MultusConfig:
         raise fields.wrong("delegateBackend", " or ".join(BACKENDS))
     return MultusConfig(
         name=fields.text("name"),
-        version=versions.known(fields.get("cniVersion")),
+        version=versions.resolve(fields.get("cniVersion")),
         type=fields.text("type", TYPE),
         conf_dir=Path(fields.text("confDir") or MultusConfig.conf_dir),
         cni_dir=Path(fields.text("cniDir") or MultusConfig.cni_dir),

@@ -119,7 +119,7 @@ class _Short:
                 f"{name!r} is not a DNS label",
                 "a name with dots needs the JSON form" if names.is_subdomain(name) else "letters a-z, digits and '-'",
             )
-        if named and (trouble := names.interface_trouble(interface)):
+        if named and (trouble := names.interface_problem(interface)):
             raise self._wrong(at + len(path) + 1, trouble)
         return Selection(name, namespace or self.namespace, interface)
 
@@ -194,7 +194,7 @@ class _Json:
             raise wrong("name", f"{selection.name!r} is not the name of a definition", "a DNS subdomain (RFC 1123)")
         if not names.is_label(selection.namespace):
             raise wrong("namespace", f"{selection.namespace!r} is not a namespace")
-        if selection.interface and (trouble := names.interface_trouble(selection.interface)):
+        if selection.interface and (trouble := names.interface_problem(selection.interface)):
             raise wrong("interface", trouble)
         for ip in selection.ips:
             if not is_ip(ip):

@@ -237,7 +237,7 @@ _FORMAT_TESTS: Mapping[str, Callable[[str], bool]] = {
     "guid": names.is_guid,
     "label": names.is_label,
     "subdomain": names.is_subdomain,
-    "interface": lambda text: not names.interface_trouble(text),
+    "interface": lambda text: not names.interface_problem(text),
     "network": lambda text: bool(_IDENTIFIER.match(text)),
     "plugin-type": lambda text: bool(_IDENTIFIER.match(text)) or text.startswith("_"),
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from multus_py.cni import names
-from multus_py.cni.errors import CniError, Code, finish
+from multus_py.cni.errors import CniError, Code, run_all
 from multus_py.config.plugin import TYPE, MultusConfig
 from multus_py.install import cached_results, executable, files, our_conf, primary, withdrawal
 from multus_py.install.executable import Program
@@ -178,7 +178,7 @@ def uninstall(asked: Removal) -> Removed:
     )
     # The conf goes before the executable: from then on no new pod asks for it. What is given back comes first of all,
     # so that a runtime finds a conf at any time.
-    finish(
+    run_all(
         "uninstall is not complete",
         partial(withdrawal.say if asked.daemon_stays else withdrawal.take_back, done.socket_dir),
         partial(_hand_back, asked.folders, asked.name, done),

@@ -83,7 +83,7 @@ def _version(pinned: str) -> dict[str, Any]:
     if not pinned:
         return {"cniVersion": DEFAULT_VERSION, "cniVersions": list(OFFERED_VERSIONS)}
     # A list of plugins exists from 0.3.0 (spec 0.3.0, "Network Configuration Lists").
-    if not versions.at_least(versions.known(pinned), "0.3.0"):
+    if not versions.at_least(versions.resolve(pinned), "0.3.0"):
         raise CniError(
             Code.INCOMPATIBLE_VERSION,
             f"cniVersion {pinned} has no plugin lists",

@@ -172,7 +172,7 @@ class Manifests:
             )
         for each in found:
             if isinstance(each.value, CniError):
-                raise each.value.while_(f"cannot read {_label(each)}")
+                raise each.value.with_context(f"cannot read {_label(each)}")
             if isinstance(each.value, wanted):
                 return each.value
         raise NotFound(
@@ -343,7 +343,7 @@ def _object(body: Mapping[str, Any], place: str) -> _Object:
     try:
         value: Pod | NetworkDefinition | CniError = _READERS[kind](_checked(namespace, name, about), body)
     except CniError as trouble:
-        value = trouble.while_(place)
+        value = trouble.with_context(place)
     return _Object(kind, str(namespace), str(name), place, value)
 
 

@@ -274,7 +274,7 @@ class Sources:
         except NoNetwork as missing:
             if conf := self._in_conf_dir(value):
                 return Network(conf.name, conf)
-            raise missing.while_(f"multus-py config: {where} {value!r}") from missing
+            raise missing.with_context(f"multus-py config: {where} {value!r}") from missing
 
     def definition(self, namespace: str, name: str) -> Network:
         """Return the network of a definition; one without `spec.config` stands in confDir under the same name."""

@@ -84,7 +84,7 @@ def _told(source: Source, counted: Mapping[int, Wish]) -> Iterable[Device]:
         return source()
     except CniError as error:
         wanted = ", ".join(f"{wish.network} wants {wish}" for wish in counted.values())
-        raise error.while_(wanted) from error
+        raise error.with_context(wanted) from error
 
 
 def _merged(devices: Iterable[Device]) -> list[Device]:

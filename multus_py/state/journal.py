@@ -466,7 +466,7 @@ def _from_json(body: Mapping[str, Any]) -> Entry:
     return Entry(
         network=_typed(str, body["network"]),
         container_id=names.container_id(body["containerId"]),
-        ifname=names.kept_interface(body["ifName"], "journal: ifName"),
+        ifname=names.recorded_interface(body["ifName"], "journal: ifName"),
         netns=_typed(str, body["netns"]),
         boot=_typed(str, body["boot"]),
         pod=_pod_from_json(body["pod"]) if body["pod"] else None,
@@ -519,7 +519,7 @@ def _attachment_from_json(body: Mapping[str, Any]) -> Attachment:
     return Attachment(
         name=_typed(str, body["name"]),
         conflist=replace(conflist.parse(body["config"], in_folder=True), single=_typed(bool, body["single"])),
-        ifname=names.kept_interface(body["ifName"], "journal: ifName"),
+        ifname=names.recorded_interface(body["ifName"], "journal: ifName"),
         primary=_typed(bool, body["primary"]),
         args=tuple((_typed(str, key), _typed(str, value)) for key, value in body["args"]),
         capabilities=_typed(dict, body["capabilities"]),

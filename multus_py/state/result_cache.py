@@ -154,7 +154,7 @@ def decode(text: bytes) -> tuple[str, Attachment]:
     attachment = Attachment(
         name=fields.text("networkName"),
         conflist=conflist.parse(config, fields.text("networkName"), "kept result: config", in_folder=True),
-        ifname=names.kept_interface(fields.text("ifName"), "kept result: ifName"),
+        ifname=names.recorded_interface(fields.text("ifName"), "kept result: ifName"),
         primary=False,
         args=tuple((key, value) for key, value in args),
         capabilities=fields.table("capabilityArgs"),

@@ -59,7 +59,7 @@ def _attachment(n: int, fields: Fields, call: Call) -> Attachment:
     return Attachment(
         name=name or str(conf.get("name", "")),
         conflist=conflist.parse(conf, name.rpartition("/")[2], fields.where),
-        ifname=names.kept_interface(
+        ifname=names.recorded_interface(
             fields.text("ifnameRequest") or (call.ifname if n == 0 else f"net{n}"), fields.where
         ),
         primary=n == 0,

@@ -68,7 +68,7 @@ def one(page: Page, attachment: Attachment, call: Call, node: Node) -> Result:
     try:
         body = node.chain.add(attachment, call, partial(_told, page, attachment))
     except CniError as error:
-        raise error.while_(str(attachment)) from error
+        raise error.with_context(str(attachment)) from error
     return _done(attachment, call, body, node.monotonic() - started)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from multus_py.cni import result as results
 from multus_py.cni import versions
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError, Code, finish, tried
+from multus_py.cni.errors import CniError, Code, run_all, try_step
 from multus_py.cni.result import Result
 from multus_py.plan.decide import Attachment
 from multus_py.state.result_cache import ResultCache
@@ -39,7 +39,7 @@ class Chain:
             try:
                 self.plugins.refuse_unfit(plugin["type"], self._call(call.verb, attachment, plugin, call, None))
             except CniError as error:
-                raise error.while_(str(attachment)) from error
+                raise error.with_context(str(attachment)) from error
 
     def add(self, attachment: Attachment, call: Call, begun: Callable[[int, int], None] = _unwatched) -> dict[str, Any]:
         """Attach; return the last plugin's result as it was said, in the list's own version.
@@ -60,7 +60,7 @@ class Chain:
     def check(self, attachment: Attachment, call: Call) -> None:
         """Ask every plugin whether the attachment is still as its result says."""
         conf = attachment.conflist
-        if conf.disable_check or not versions.has("CHECK", conf.version):
+        if conf.disable_check or not versions.has_verb("CHECK", conf.version):
             return
         kept = self.cache.result(attachment, call.container_id)
         if kept is None:
@@ -73,7 +73,7 @@ class Chain:
             for plugin in conf.plugins:
                 self.plugins.run(plugin["type"], self._call("CHECK", attachment, plugin, call, kept))
         except CniError as error:
-            raise error.while_(str(attachment)) from error
+            raise error.with_context(str(attachment)) from error
 
     def delete(self, attachment: Attachment, call: Call, begun: int) -> dict[int, CniError]:
         """Detach: ask the plugins that were *begun*, last first, whatever another said; return what failed, by place.
@@ -81,12 +81,12 @@ class Chain:
         The result is kept until all of them confirmed.
         """
         conf = attachment.conflist
-        kept = self.cache.result(attachment, call.container_id) if versions.has("CHECK", conf.version) else None
+        kept = self.cache.result(attachment, call.container_id) if versions.has_verb("CHECK", conf.version) else None
         troubles = {}
         for n, plugin in reversed(list(enumerate(conf.plugins[:begun]))):
             told = self._call("DEL", attachment, plugin, call, kept)
-            if trouble := tried(partial(self.plugins.run, plugin["type"], told)):
-                troubles[n] = trouble.while_(str(attachment))
+            if trouble := try_step(partial(self.plugins.run, plugin["type"], told)):
+                troubles[n] = trouble.with_context(str(attachment))
         if not troubles:
             self.cache.drop(attachment, call.container_id)
         return troubles
@@ -104,13 +104,13 @@ class Chain:
 
     def status(self, attachment: Attachment, call: Call) -> None:
         """Ask every plugin whether it could serve an ADD now; the first that could not is told."""
-        if versions.has("STATUS", attachment.conflist.version):
+        if versions.has_verb("STATUS", attachment.conflist.version):
             for plugin in attachment.conflist.plugins:
                 self.plugins.run(plugin["type"], self._call("STATUS", attachment, plugin, call, None))
 
     def sweeps(self, attachment: Attachment) -> bool:
         """Tell whether the plugins of this network know GC and are to be asked."""
-        return not attachment.conflist.disable_gc and versions.has("GC", attachment.conflist.version)
+        return not attachment.conflist.disable_gc and versions.has_verb("GC", attachment.conflist.version)
 
     def gc(self, attachment: Attachment, call: Call, valid: Iterable[tuple[str, str]]) -> None:
         """Tell every plugin which (container id, interface) of this network are still in use."""
@@ -121,7 +121,7 @@ class Chain:
             partial(self.plugins.run, plugin["type"], self._call("GC", attachment, {**plugin, **told}, call, None))
             for plugin in conf.plugins
         ]
-        finish(f"garbage collection of network {conf.name}", *steps)
+        run_all(f"garbage collection of network {conf.name}", *steps)
 
     def result(self, attachment: Attachment, call: Call) -> Result | None:
         """Return the kept result of an attachment."""
@@ -132,7 +132,7 @@ class Chain:
         """Keep the routes of *result* in place of what the plugins said: a later prevResult agrees with the kernel."""
         version = attachment.conflist.version
         said = self.cache.result(attachment, call.container_id) or {}
-        self.cache.store(attachment, call.container_id, call.netns, results.rerouted(said, result, version))
+        self.cache.store(attachment, call.container_id, call.netns, results.with_routes(said, result, version))
 
     def _call(
         self,
@@ -163,5 +163,5 @@ class Chain:
 
 def _in_version(body: dict[str, Any], version: str) -> dict[str, Any]:
     """Return the result as it was said when it is in the list's version, else converted."""
-    said = versions.known(body.get("cniVersion") or version)
+    said = versions.resolve(body.get("cniVersion") or version)
     return body if said == version else results.write(results.read(body), version)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from multus_py.cni.errors import CniError, Code
-from multus_py.cni.result import Address, Result, Route, without_defaults
+from multus_py.cni.result import Address, Result, Route, without_default_routes
 from multus_py.kernel import netlink
 from multus_py.kernel.netlink import Link, Netlink, NetlinkError
 from multus_py.plan.decide import Attachment
@@ -79,7 +79,7 @@ def _settle(claimed: Sequence[Claim]) -> None:
             try:
                 _hand_over(kernel, claim)
             except CniError as trouble:
-                raise trouble.while_(f"{claim.network}: default-route {claim}") from trouble
+                raise trouble.with_context(f"{claim.network}: default-route {claim}") from trouble
 
 
 def _refuse_advertised(kernel: Netlink) -> None:
@@ -179,7 +179,7 @@ def _give_back(claimed: Sequence[Claim]) -> tuple[tuple[str, Route], ...]:
             try:
                 returned += _released(kernel, claim, names)
             except CniError as trouble:
-                raise trouble.while_(f"{claim.network}: give back the default route") from trouble
+                raise trouble.with_context(f"{claim.network}: give back the default route") from trouble
     return tuple(returned)
 
 
@@ -235,7 +235,7 @@ def _words(kernel: Netlink, route: netlink.Route) -> str:
 def told(attachment: Attachment, result: Result, claimed: Sequence[Claim]) -> Result:
     """Return *result* as it is after `settle`: no default route of a family that another attachment claimed."""
     mine = [claim for claim in claimed if claim.ifname == attachment.ifname]
-    stripped = without_defaults(result, frozenset(claim.family for claim in claimed))
+    stripped = without_default_routes(result, frozenset(claim.family for claim in claimed))
     routes = tuple(Route(_ANYWHERE[claim.family], gateway) for claim in mine for gateway in claim.gateways)
     return replace(stripped, routes=stripped.routes + routes)
 

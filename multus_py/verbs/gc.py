@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError, Code, finish
+from multus_py.cni.errors import CniError, Code, run_all
 from multus_py.plan import decide
 from multus_py.plan.decide import Attachment
 from multus_py.state import journal, takeover
@@ -29,7 +29,7 @@ def gc(call: Call, node: Node) -> None:
     valid = _valid(call)
     known = node.journal.sandboxes()
     with node.place(call.verb):
-        finish(
+        run_all(
             "garbage collection",
             *(partial(_collect, *one, call, node) for one in known if one not in valid),
             *(partial(_collect_stray, one, call, node) for one in sorted(_strays(node, valid))),
@@ -70,7 +70,7 @@ def _collect_stray(container_id: str, call: Call, node: Node) -> None:
 
 def _sweep(call: Call, node: Node, valid: frozenset[Sandbox]) -> None:
     """Call GC once for every network in use, one after the other."""
-    finish("garbage collection", *(partial(_sweep_network, one, call, node, valid) for one in _in_use(call, node)))
+    run_all("garbage collection", *(partial(_sweep_network, one, call, node, valid) for one in _in_use(call, node)))
 
 
 def _in_use(call: Call, node: Node) -> list[Attachment]:

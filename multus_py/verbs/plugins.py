@@ -17,7 +17,7 @@ from multus_py.cni import names
 from multus_py.cni import result as results
 from multus_py.cni.call import INPUT_LIMIT, Call, json_object
 from multus_py.cni.delegate import Delegate, Request
-from multus_py.cni.errors import CniError, Code, PluginError, unforeseen
+from multus_py.cni.errors import CniError, Code, PluginError, to_cni_error
 from multus_py.cni.executables import Children, Executables
 from multus_py.cni.result import Result
 from multus_py.config.delegate_schema import unknown
@@ -179,12 +179,12 @@ class Plugins:
         try:
             return deed()
         except CniError as cause:
-            raise cause.while_(doing) from cause
+            raise cause.with_context(doing) from cause
         except OSError as cause:
             raise CniError(Code.IO, f"{doing}: {cause}") from cause
         except (Exception, SystemExit) as cause:  # a delegate of another package, or bytes that nobody foresaw
             log.exception("%s met something that nobody expected", doing)
-            raise unforeseen(cause).while_(doing) from cause
+            raise to_cni_error(cause).with_context(doing) from cause
 
     def _ask(self, plugin_type: str, call: Call) -> Result | None:
         body = self.run(plugin_type, call)
@@ -195,7 +195,7 @@ class Plugins:
         try:
             ended = self.executables.run(path, {**call.environment(), DEPTH: "1"}, stdin, self.timeout)
         except CniError as cause:
-            raise cause.while_(f"plugin {plugin_type}: {call.verb}") from cause
+            raise cause.with_context(f"plugin {plugin_type}: {call.verb}") from cause
         except (OSError, ValueError) as cause:  # an environment that no process can have, no descriptor left
             raise CniError(Code.IO, f"plugin {plugin_type}: {call.verb}: cannot run {path}: {cause}") from cause
         said = ended.stderr.decode(errors="replace").strip()[-_STDERR_KEPT:]
@@ -209,7 +209,7 @@ class Plugins:
             body = json_object(ended.stdout, "its result")
             results.read(body, call.version)  # what cannot be read must not get further
         except CniError as cause:
-            raise cause.while_(f"plugin {plugin_type}") from cause
+            raise cause.with_context(f"plugin {plugin_type}") from cause
         return body if body.get("cniVersion") else {"cniVersion": call.version, **body}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError, gathered, tried
+from multus_py.cni.errors import CniError, combined_error, try_step
 from multus_py.kernel import netlink
 from multus_py.plan import decide, device_info
 from multus_py.plan.decide import Attachment
@@ -40,7 +40,7 @@ def sandbox(page: Page, call: Call, node: Node) -> tuple[Failure, ...]:
     old = _again(before.failures, [one.ifname for one in stays], call, node)
     _keep(page, replace(before, attachments=tuple(reversed(stays)), failures=(*old, *failures)))
     if troubles:
-        raise gathered(f"sandbox {call.container_id}: left behind, to be tried again", troubles)
+        raise combined_error(f"sandbox {call.container_id}: left behind, to be tried again", troubles)
     takeover.forget(node.config.cni_dir, call.container_id)
     return (*old, *failures)
 
@@ -68,7 +68,7 @@ def strays(there: Iterable[Attachment], call: Call, node: Node) -> None:
     """Detach what only kept results tell of."""
     _, _, troubles = _detached([(one, journal.complete(one)) for one in there], call, node)
     if troubles:
-        raise gathered(f"sandbox {call.container_id}: left behind, to be tried again", troubles)
+        raise combined_error(f"sandbox {call.container_id}: left behind, to be tried again", troubles)
 
 
 def detach(
@@ -87,7 +87,7 @@ def detach(
         progress = Progress(progress.begun, 0)
     troubles = _ask(attachment, progress.begun, call, node)
     if owed := [trouble for n, trouble in sorted(troubles.items()) if n < progress.done]:
-        raise gathered(str(attachment), owed) if len(owed) > 1 else owed[0]
+        raise combined_error(str(attachment), owed) if len(owed) > 1 else owed[0]
     if not troubles:
         return None
     log.warning(
@@ -119,7 +119,7 @@ def _detached(there: Sequence[Known], call: Call, node: Node) -> tuple[list[Atta
     stays, failed, troubles = [], [], []
     for attachment, progress in reversed(there):
         outcome: list[Failure | None] = []
-        if trouble := tried(lambda: outcome.append(detach(attachment, progress, call, node, all_))):  # noqa: B023
+        if trouble := try_step(lambda: outcome.append(detach(attachment, progress, call, node, all_))):  # noqa: B023
             stays.append(attachment)
             troubles.append(trouble)
         failed += [failure for failure in outcome if failure]
@@ -134,7 +134,7 @@ def _again(before: Iterable[Failure], living: Sequence[str], call: Call, node: N
             left.append(failure)
             continue
         outcome: dict[int, CniError] = {}
-        if trouble := tried(lambda: outcome.update(_ask(failure.attachment, failure.begun, call, node))):  # noqa: B023
+        if trouble := try_step(lambda: outcome.update(_ask(failure.attachment, failure.begun, call, node))):  # noqa: B023
             outcome[0] = trouble
         if outcome:
             left.append(replace(failure, reason=_all(outcome), tries=failure.tries + 1))
@@ -153,7 +153,7 @@ def _keep(page: Page, entry: Entry) -> None:
         return
     if not entry.attachments and not entry.failures:
         page.clear()
-    elif entry != page.entry and (trouble := tried(lambda: page.write(entry))):
+    elif entry != page.entry and (trouble := try_step(lambda: page.write(entry))):
         log.warning("sandbox %s: what is left of it cannot be written down: %s", entry.container_id, trouble)
 
 
@@ -169,7 +169,7 @@ def _remove_at_once(ifnames: Sequence[str], netns: str) -> None:
     """Remove interfaces as one group: that takes no longer than one alone."""
     if len(ifnames) < 2 or not netns:
         return
-    if trouble := tried(lambda: netlink.remove_links(netns, ifnames)):
+    if trouble := try_step(lambda: netlink.remove_links(netns, ifnames)):
         log.debug("%s: not removed at once: %s", netns, trouble)  # each delegate's own DEL follows and tells
 
 
@@ -177,7 +177,7 @@ def _name_back(attachment: Attachment, names: Sequence[str], call: Call, node: N
     """Give an interface that was renamed in the pod the name again by which its executable looks for it."""
     if not call.netns or node.chain.owns_interface(attachment, call):
         return
-    if trouble := tried(lambda: _rename(attachment, names, call, node)):
+    if trouble := try_step(lambda: _rename(attachment, names, call, node)):
         log.debug("%s: %s", attachment, trouble)  # the plugin's own DEL follows and tells
 
 
@@ -230,6 +230,6 @@ def _planned_again(call: Call, node: Node, *, with_pod: bool) -> list[Attachment
             pod = None  # another one of the same name: what it asks for the sandbox never had
         planned.extend(decide.attachments(call, node.config, pod, node.store))
 
-    if trouble := tried(plan_again):
+    if trouble := try_step(plan_again):
         log.warning("sandbox %s: cannot plan again: %s", call.container_id, trouble)
-    return [one for one in planned if not tried(lambda: node.chain.refuse_unfit(one, call))]  # noqa: B023
+    return [one for one in planned if not try_step(lambda: node.chain.refuse_unfit(one, call))]  # noqa: B023

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError, Code, tried
+from multus_py.cni.errors import CniError, Code, try_step
 from multus_py.cni.result import Result
 from multus_py.kube.store import NotFound, Pod, Unavailable
 from multus_py.plan import decide
@@ -40,7 +40,7 @@ def add(call: Call, node: Node) -> dict[str, Any]:
     except CniError as error:
         reason = "NoNetworkFound" if isinstance(error, NoNetwork) else "FailedAttach"
         _event(node, pod, "Warning", reason, str(error))
-        raise error.while_(str(pod.ref)) if pod else error from error
+        raise error.with_context(str(pod.ref)) if pod else error from error
     for attachment, result in told:
         _event(node, pod, "Normal", "AddedInterface", added(attachment, result))
     return answer
@@ -72,7 +72,7 @@ def _attach_planned(
         attach.publish(told, call.netns, node, pod)
         page.complete()
     except BaseException as error:
-        if trouble := tried(lambda: _take_back(page, call, node)):
+        if trouble := try_step(lambda: _take_back(page, call, node)):
             error.add_note(f"and could not be taken back yet, DEL will: {trouble}")
         raise
     return answer, told
@@ -128,7 +128,7 @@ def status(call: Call, node: Node) -> None:
             raise
         raise CniError(Code.NOT_AVAILABLE, error.msg, error.details) from error
     for attachment in attachments:
-        if trouble := tried(lambda: node.chain.refuse_unfit(attachment, call)):  # noqa: B023
+        if trouble := try_step(lambda: node.chain.refuse_unfit(attachment, call)):  # noqa: B023
             raise CniError(Code.NOT_AVAILABLE, trouble.msg, trouble.details) from trouble
         node.chain.status(attachment, call)
 

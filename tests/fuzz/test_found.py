@@ -17,7 +17,7 @@ from story import Stage, namespace
 from multus_py.agent.reconciling.reconciler import Reconciler
 from multus_py.cni import conflist
 from multus_py.cni.call import json_object
-from multus_py.cni.errors import CniError, Code, tried
+from multus_py.cni.errors import CniError, Code, try_step
 from multus_py.plan import decide
 from multus_py.plan.decide import Attachment
 from multus_py.state import journal, takeover
@@ -114,7 +114,7 @@ def test_a_file_where_the_results_should_be(stage: Stage) -> None:
         path.unlink()
     results.rmdir()
     results.write_text("")
-    tried(lambda: stage.run("DEL"))
+    try_step(lambda: stage.run("DEL"))
     assert stage.plugins.held() == []
 
 

@@ -134,7 +134,7 @@ def test_a_missing_link_is_none_or_an_error_with_its_errno(host: Netlink) -> Non
     assert caught.value.errno == errno.ENODEV
     assert "mptnone" in caught.value.msg
     assert "ENODEV" in caught.value.msg
-    assert caught.value.while_("attach").errno == errno.ENODEV
+    assert caught.value.with_context("attach").errno == errno.ENODEV
 
 
 def test_a_veth_pair_has_what_was_asked(host: Netlink, pod: Netlink, place: Site) -> None:

@@ -19,7 +19,7 @@ from multus_py.agent.concurrency.child import Child
 from multus_py.agent.concurrency.spawner_process import MESSAGE
 from multus_py.cni.call import INPUT_LIMIT
 from multus_py.cni.errors import CniError, Code
-from multus_py.cni.executables import Ended, candidates, once_free, too_slow
+from multus_py.cni.executables import ProcessResult, candidate_paths, retry_while_busy, timeout_error
 
 _CHUNK = 65536
 _LOOK = 0.5  # seconds between two looks whether the other process is still there
@@ -52,17 +52,17 @@ class Spawner:
 
     def find(self, name: str, folders: tuple[str, ...]) -> Path | None:
         """Return the first regular file of that name in *folders*, as seen inside the chroot."""
-        sought = candidates(name, folders)
+        sought = candidate_paths(name, folders)
         if not sought:
             return None
         found = self._connected().answer({"find": name, "in": [str(path.parent) for path in sought]}).get("path")
         return Path(found) if found else None
 
-    def run(self, path: Path, env: Mapping[str, str], stdin: bytes, timeout: float) -> Ended:
+    def run(self, path: Path, env: Mapping[str, str], stdin: bytes, timeout: float) -> ProcessResult:
         """Run it to its end; code 5 when it cannot be started, 11 when *timeout* seconds were not enough."""
         self._awaited()
         with self._slots:
-            return once_free(path, lambda: self._run(path, env, stdin, timeout), time.sleep)
+            return retry_while_busy(path, lambda: self._run(path, env, stdin, timeout), time.sleep)
 
     def close(self) -> None:
         """End the process and everything that it started."""
@@ -71,7 +71,7 @@ class Spawner:
         if line:
             line.close()
 
-    def _run(self, path: Path, env: Mapping[str, str], stdin: bytes, timeout: float) -> Ended:
+    def _run(self, path: Path, env: Mapping[str, str], stdin: bytes, timeout: float) -> ProcessResult:
         """Run it; `OSError` when it cannot be started."""
         with contextlib.ExitStack() as ends:
             open_ends: set[int] = set()
@@ -85,11 +85,11 @@ class Spawner:
             talk = _Talk(ours, stdin, open_ends, time.monotonic() + timeout, exit_told)
             if not talk.finished() or not _told_within(exit_told, talk.end):
                 line.kill(number, exit_told)
-                raise too_slow(path, timeout)
+                raise timeout_error(path, timeout)
             status = exit_told.result()
             if "errno" in status:
                 raise OSError(status["errno"], "")
-            return Ended(os.waitstatus_to_exitcode(status["status"]), bytes(talk.said[0]), bytes(talk.said[1]))
+            return ProcessResult(os.waitstatus_to_exitcode(status["status"]), bytes(talk.said[0]), bytes(talk.said[1]))
 
     def _connected(self) -> "_Line":
         with self._lock:

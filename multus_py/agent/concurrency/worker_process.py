@@ -16,7 +16,7 @@ from pathlib import Path
 
 from multus_py.cni import serve
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError, unforeseen
+from multus_py.cni.errors import CniError, to_cni_error
 from multus_py.plan.decide import Attachment
 from multus_py.state.result_cache import ResultCache
 from multus_py.verbs import plugins
@@ -57,10 +57,10 @@ def run(task: Task) -> Answer:
         try:
             body = chain.add(attachment, task.call)
         except CniError as error:
-            return _failed(answer, error.while_(str(attachment)))
+            return _failed(answer, error.with_context(str(attachment)))
         except Exception as error:  # noqa: BLE001  the boundary: the next task must find this process
-            serve.log_unforeseen(error)
-            return _failed(answer, unforeseen(error))
+            serve.log_unexpected_error(error)
+            return _failed(answer, to_cni_error(error))
         answer.done.append((body, time.monotonic() - started))
     return answer
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from multus_py.cni import result as results
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError, Code, tried
+from multus_py.cni.errors import CniError, Code, try_step
 from multus_py.cni.result import Result
 from multus_py.config import selection
 from multus_py.kube.store import Pod
@@ -77,7 +77,7 @@ def plug(attachment: Attachment, call: Call, node: Node, pod: Pod | None, adopt:
                 results.write(told[-1][1], call.version)  # before anybody is told: an old version cannot say all
                 attach.publish(told, call.netns, node, pod)
             except BaseException as error:
-                if trouble := tried(lambda: _take_back(page, entry, call, node)):
+                if trouble := try_step(lambda: _take_back(page, entry, call, node)):
                     error.add_note(f"and could not be taken back yet, the pod's DEL will: {trouble}")
                 raise
     return told[-1][1]

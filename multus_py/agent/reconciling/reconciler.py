@@ -15,7 +15,7 @@ from pathlib import Path
 
 from multus_py.cni import versions
 from multus_py.cni.call import Call
-from multus_py.cni.errors import CniError, Code, tried
+from multus_py.cni.errors import CniError, Code, try_step
 from multus_py.kernel import netlink
 from multus_py.kube.store import NETWORKS, Pod
 from multus_py.state.journal import Entry, Page, complete, is_gone, uncertain
@@ -118,7 +118,7 @@ class Reconciler:
 
     def _replay(self, tombstone: Tombstone) -> None:
         """Make up for one DEL; what fails stays for another time."""
-        if trouble := tried(lambda: self.replay(tombstone)):
+        if trouble := try_step(lambda: self.replay(tombstone)):
             log.warning("spool: %s: %s; to be tried again", tombstone.path.name, trouble)
             self._tombstones.failed(tombstone.path)
         else:
@@ -135,7 +135,7 @@ class Reconciler:
         given_up: list[tuple[float, tuple[str, str]]] = []
         left = 0
         for sandbox in there:
-            if self._sandboxes.over(sandbox) and (trouble := tried(lambda: self._release(sandbox, node))):  # noqa: B023
+            if self._sandboxes.over(sandbox) and (trouble := try_step(lambda: self._release(sandbox, node))):  # noqa: B023
                 log.warning("sandbox %s (%s): %s", *sandbox, trouble)
                 self._sandboxes.failed(sandbox)
             failures = _failures(node, sandbox)
@@ -143,7 +143,7 @@ class Reconciler:
             given_up += [failures[1]] if failures[1] else []
         self.left = left
         for _, sandbox in sorted(given_up, reverse=True)[_FINAL_KEPT:]:
-            tried(lambda: self._drop(sandbox, node))  # noqa: B023
+            try_step(lambda: self._drop(sandbox, node))  # noqa: B023
 
     def _release(self, sandbox: tuple[str, str], node: Node) -> None:
         """Take down one sandbox if it is gone; raise when something has to be tried again."""
@@ -204,7 +204,7 @@ class Reconciler:
                 entry_of = entries.get((pod.namespace, pod.name))
                 if entry_of is None and unread:
                     continue
-                if trouble := tried(lambda: self._tell_of(pod, entry_of, node)):  # noqa: B023
+                if trouble := try_step(lambda: self._tell_of(pod, entry_of, node)):  # noqa: B023
                     log.warning("pod %s: its interfaces cannot be looked at: %s", pod.ref, trouble)
 
     def _tell_of(self, pod: Pod, entry: Entry | None, node: Node) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from multus_py.agent.serving.silent_connections import Unheard
 from multus_py.cni import result as results
 from multus_py.cni import serve
-from multus_py.cni.errors import CniError, Code, unforeseen
+from multus_py.cni.errors import CniError, Code, to_cni_error
 from multus_py.state import spool
 
 # Our own shim asks for the very text of standard output; multus-cni's wants the result of 1.1.0 under "Result".
@@ -184,8 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
             status = HTTPStatus.SERVICE_UNAVAILABLE if unready else HTTPStatus.BAD_REQUEST
             return Reply(status, _json(error.to_json(serve.version_of(stdin))))
         except Exception as error:  # noqa: BLE001  the boundary: the runtime gets an error that it can read
-            serve.log_unforeseen(error)
-            return Reply(HTTPStatus.BAD_REQUEST, _json(unforeseen(error).to_json(serve.version_of(stdin))))
+            serve.log_unexpected_error(error)
+            return Reply(HTTPStatus.BAD_REQUEST, _json(to_cni_error(error).to_json(serve.version_of(stdin))))
 
     def _body(self, size: int) -> bytes:
         body = b""

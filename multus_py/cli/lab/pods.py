@@ -11,7 +11,7 @@ from uuid import uuid4
 from multus_py.cli.lab import runtime
 from multus_py.cli.lab.place import NAMESPACES, Lab, Sandbox, read_record, record, record_path
 from multus_py.cni.call import json_object
-from multus_py.cni.errors import CniError, Code, gathered
+from multus_py.cni.errors import CniError, Code, combined_error
 from multus_py.kernel import netlink
 from multus_py.kernel.undo import Undo
 from multus_py.kube.store import Pod
@@ -60,7 +60,7 @@ def detach(lab: Lab, box: Sandbox) -> None:
         troubles.append(trouble)
     record_path(lab, box).unlink(missing_ok=True)
     if troubles:
-        raise gathered(f"pod {box.ref} was not taken down cleanly", troubles)
+        raise combined_error(f"pod {box.ref} was not taken down cleanly", troubles)
 
 
 def down(lab: Lab) -> list[str]:
@@ -85,7 +85,7 @@ def down(lab: Lab) -> list[str]:
     if lab.root.exists():
         troubles.append(CniError(Code.IO, f"cannot remove {lab.root}", "is something mounted or running there?"))
     if troubles:
-        raise gathered(f"lab {lab.name} is gone, but not everything went well", troubles)
+        raise combined_error(f"lab {lab.name} is gone, but not everything went well", troubles)
     return removed
 
 

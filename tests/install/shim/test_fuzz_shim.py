@@ -15,7 +15,7 @@ from shimbox import Box
 
 from multus_py.agent.reconciling.reconciler import Reconciler
 from multus_py.cni import call as calls
-from multus_py.cni.errors import tried
+from multus_py.cni.errors import try_step
 from multus_py.state.spool import Spool, Tombstone
 
 BOUNDED = settings(
@@ -137,4 +137,4 @@ def test_any_tombstone_can_be_replayed(
     if files and not spoiled:
         (tombstone,) = replayed
         assert (tombstone.env["CNI_COMMAND"], tombstone.stdin) == ("DEL", stdin)
-        assert (trouble := tried(lambda: calls.parse(tombstone.env, stdin))) is None or trouble.code != 999, trouble
+        assert (trouble := try_step(lambda: calls.parse(tombstone.env, stdin))) is None or trouble.code != 999, trouble
