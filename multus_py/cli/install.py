@@ -10,7 +10,7 @@ from multus_py.cni import jsontext, versions
 from multus_py.cni.errors import CniError, Code
 from multus_py.config.plugin import TYPE
 from multus_py.install import executable, installation
-from multus_py.install.our_conf import Folders, Order
+from multus_py.install.cni_conf import Folders, Order
 
 _DESCRIPTION = """\
 Put the plugin in front of a node's primary CNI: an executable in the folder of CNI plugins, and a conf file that the

@@ -11,8 +11,8 @@ from typing import Any
 from multus_py.cli.install import add_place, conf_folder
 from multus_py.cni.errors import CniError, Code
 from multus_py.install import installation
+from multus_py.install.cni_conf import Folders
 from multus_py.install.installation import Removal, Removed
-from multus_py.install.our_conf import Folders
 
 _DESCRIPTION = """\
 Remove the conf file and the executable that `multus-py install` wrote, give back what it set aside, and touch nothing

@@ -12,7 +12,7 @@ from typing import Any
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.fields import Fields
 from multus_py.config.plugin import TYPE
-from multus_py.install.our_conf import Folders, Order
+from multus_py.install.cni_conf import Folders, Order
 
 log = logging.getLogger("multus_py")
 

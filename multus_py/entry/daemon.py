@@ -30,7 +30,7 @@ from multus_py.config.daemon import DaemonConfig
 from multus_py.config.plugin import MultusConfig
 from multus_py.entry import logs
 from multus_py.entry.signals import Signals
-from multus_py.install import executable, installation, our_conf
+from multus_py.install import cni_conf, executable, installation
 from multus_py.kube.store import KubeStore, PodRef
 from multus_py.state.spool import Spool
 from multus_py.verbs import plugins
@@ -237,7 +237,7 @@ class Daemon:
         if config.install:
             target = config.install.target
             self._metrics.gauge(
-                "conf_in_place", "Whether our conf is in place", lambda: our_conf.read(target) is not None
+                "conf_in_place", "Whether our conf is in place", lambda: cni_conf.read(target) is not None
             )
             self._metrics.gauge(
                 "default_network_found",

@@ -15,9 +15,9 @@ from typing import Any
 from multus_py.cni import names
 from multus_py.cni.errors import CniError, Code, run_all
 from multus_py.config.plugin import TYPE, MultusConfig
-from multus_py.install import cached_results, executable, files, our_conf, primary, withdrawal
+from multus_py.install import cached_results, cni_conf, executable, files, primary, withdrawal
+from multus_py.install.cni_conf import Folders, Order
 from multus_py.install.executable import Program
-from multus_py.install.our_conf import Folders, Order
 from multus_py.install.primary import Conf
 from multus_py.kernel.undo import Undo
 from multus_py.state.journal import Journal
@@ -54,18 +54,18 @@ def install(order: Order, program: Program) -> Installed:
     target = order.folders.bin / order.name
     executable.free_to_take(target)
     source = {key: str(_source(key, path)) for key, path in order.source.items()}
-    former = our_conf.former(order.folders.conf)
+    former = cni_conf.former(order.folders.conf)
     _first_in_line(order.target, former)
     wrapped = _wrapped(order)
     if source:
         order = replace(order, keys={"binDir": str(order.folders.bin.resolve()), **source, **order.keys})
-    conf = our_conf.text(order, wrapped)
+    conf = cni_conf.text(order, wrapped)
     with Undo() as undo:
         for path in former:
             undo.add(files.give_back, path)
             files.set_aside(path)
         executable.place(program, target)
-        files.replace(order.target, conf, our_conf.MODE)
+        files.replace(order.target, conf, cni_conf.MODE)
         undo.keep()
     withdrawal.take_back(_socket_dir(order.keys))
     return Installed(target, order.target, wrapped.path, tuple(former))
@@ -103,7 +103,7 @@ def _source(key: str, path: Path) -> Path:
 
 def _first_in_line(target: Path, former: list[Path]) -> None:
     # A runtime calls the first conf by name only: behind another one we would never be asked, and nobody would know.
-    if rivals := [path for path in our_conf.earlier(target) if path not in former]:
+    if rivals := [path for path in cni_conf.earlier(target) if path not in former]:
         raise CniError(
             Code.INVALID_CONFIG,
             f"{rivals[0]} sorts before {target.name}, so a runtime would go on calling it instead of us",
@@ -171,8 +171,8 @@ def uninstall(asked: Removal) -> Removed:
     DEL. Everything that can be done is done; the errors are told together.
     """
     names.plugin_type(asked.name, "--name")
-    target = our_conf.conf_path(asked.folders.conf, asked.name)
-    keys = _keys(our_conf.read(target))
+    target = cni_conf.conf_path(asked.folders.conf, asked.name)
+    keys = _keys(cni_conf.read(target))
     done = Removed(
         asked.cni_dir or Path(keys.get("cniDir") or MultusConfig.cni_dir), asked.socket_dir or _socket_dir(keys)
     )
@@ -213,10 +213,10 @@ def _hand_back(folders: Folders, name: str, done: Removed) -> None:
 
 def _remove_conf(target: Path, done: Removed) -> None:
     if target.is_file() and target not in done.given_back:
-        if our_conf.read(target) is None:
+        if cni_conf.read(target) is None:
             raise _not_ours(target)
         _remove(target, done)
-    for copy in our_conf.copies(target):
+    for copy in cni_conf.copies(target):
         _remove(copy, done)
 
 

@@ -15,7 +15,7 @@ import pytest
 from multus_py.cli.main import main
 from multus_py.cni.errors import CniError
 from multus_py.install import executable, installation, primary, shim, withdrawal
-from multus_py.install.our_conf import Folders, Order
+from multus_py.install.cni_conf import Folders, Order
 
 PRIMARY = {
     "cniVersion": "0.3.1",

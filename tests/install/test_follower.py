@@ -13,7 +13,7 @@ from multus_py.agent.node import default_network
 from multus_py.agent.node.conf_keeper import Ears, Follower, Patience, Place
 from multus_py.agent.node.default_network import Clock, Found
 from multus_py.install import executable, primary, shim, withdrawal
-from multus_py.install.our_conf import Folders, Order
+from multus_py.install.cni_conf import Folders, Order
 
 
 def conflist(name, *types, **more):

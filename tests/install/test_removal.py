@@ -9,8 +9,8 @@ import pytest
 
 from multus_py.cli.main import main
 from multus_py.install import installation, withdrawal
+from multus_py.install.cni_conf import Folders
 from multus_py.install.installation import Removal
-from multus_py.install.our_conf import Folders
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from multus_py.agent.node.default_network import Clock, DefaultNetwork, Found
 from multus_py.cni.errors import CniError
-from multus_py.install import executable, files, our_conf, withdrawal
+from multus_py.install import cni_conf, executable, files, withdrawal
+from multus_py.install.cni_conf import Order
 from multus_py.install.executable import Program
-from multus_py.install.our_conf import Order
 
 log = logging.getLogger("multus_py")
 
@@ -126,11 +126,11 @@ class Follower:
         self._warn_of_rivals(place.order)
 
     def _keep_conf(self, order: Order, found: Found) -> None:
-        text, target = our_conf.text(order, found.conf), order.target
-        if files.holds(target, text, our_conf.MODE):
+        text, target = cni_conf.text(order, found.conf), order.target
+        if files.holds(target, text, cni_conf.MODE):
             self._stood = True
             return
-        if not self._stood or our_conf.read(target) is not None:
+        if not self._stood or cni_conf.read(target) is not None:
             self._write(target, text)
             self._done("conf_written", "", f"{target} was written")
             return
@@ -138,13 +138,13 @@ class Follower:
             self._put_back(target, text)
 
     def _write(self, target: Path, text: bytes) -> None:
-        for path in our_conf.set_former_aside(target.parent):
+        for path in cni_conf.set_former_aside(target.parent):
             self._done("conf_set_aside", "", f"{path} calls multus-cni and was set aside")
-        files.replace(target, text, our_conf.MODE)
+        files.replace(target, text, cni_conf.MODE)
         self._stood = True
 
     def _put_back(self, target: Path, text: bytes) -> None:
-        copies = our_conf.copies(target)
+        copies = cni_conf.copies(target)
         self._write(target, text)
         for copy in copies:
             files.remove(copy)
@@ -159,7 +159,7 @@ class Follower:
         self._done("conf_put_back", "ConfPutBack", f"{target} was {how} by somebody and put back{again}")
 
     def _warn_of_rivals(self, order: Order) -> None:
-        rivals = our_conf.earlier(order.target)
+        rivals = cni_conf.earlier(order.target)
         for path in rivals:
             if path not in self._rivals:
                 words = f"{path} sorts before {order.target.name}: the runtime calls it instead of us; rename it"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from multus_py.cni.errors import CniError
 from multus_py.install import primary
-from multus_py.install.our_conf import Order
+from multus_py.install.cni_conf import Order
 from multus_py.install.primary import Conf
 
 GRACE = 60.0  # seconds that a conf may be away before one that sorts later is taken for the default network

@@ -10,7 +10,7 @@ from multus_py.cli.doctor.finding import Finding, Level, failed
 from multus_py.cli.doctor.place import Place
 from multus_py.cni.errors import CniError
 from multus_py.entry import probe
-from multus_py.install import our_conf, primary
+from multus_py.install import cni_conf, primary
 from multus_py.kube.store import NotFound
 
 _NAMESPACES = "/run/netns"
@@ -48,7 +48,7 @@ def _daemon(place: Place) -> Iterator[Finding]:
 
 def _is_needed(place: Place) -> bool:
     """Tell whether the runtime has a conf that leads to a daemon: a plugin that works alone names its own source."""
-    body = our_conf.read(place.at(our_conf.conf_path(Path(place.conf_dir), place.name)))
+    body = cni_conf.read(place.at(cni_conf.conf_path(Path(place.conf_dir), place.name)))
     found = primary.plugins(body) if body else []
     return any(not ({"manifests", "kubeconfig", "delegates"} & plugin.keys()) for plugin in found)
 

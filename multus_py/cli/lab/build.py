@@ -16,7 +16,7 @@ from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code
 from multus_py.install import executable, installation
 from multus_py.install import primary as primaries
-from multus_py.install.our_conf import Order
+from multus_py.install.cni_conf import Order
 from multus_py.kernel import netlink
 from multus_py.kernel.undo import Undo
 from multus_py.kube.manifests import SUFFIXES

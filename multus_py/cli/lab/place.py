@@ -11,7 +11,7 @@ from multus_py.cni import names
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code
 from multus_py.config.plugin import TYPE
-from multus_py.install.our_conf import Folders
+from multus_py.install.cni_conf import Folders
 from multus_py.kube.manifests import Manifests
 from multus_py.kube.store import Pod, PodRef
 
