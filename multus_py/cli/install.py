@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     """Install and say what was written."""
     if args.shim_only:
         folder = Path(args.socket_dir or installation.SOCKET_DIR)
-        placed = installation.place(args.cni_bin_dir, args.name, executable.shim_for(args.machine), folder)
+        placed = installation.install_executable(args.cni_bin_dir, args.name, executable.shim_for(args.machine), folder)
         print(json.dumps({"executable": str(placed)}, indent=2) if args.json else f"executable  {placed}")
         return 0
     source = {"manifests": args.manifests, "kubeconfig": args.kubeconfig}
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(done.to_json(), indent=2))
         return 0
     print(f"executable  {done.executable}\nconf        {done.conf}\nwraps       {done.primary}")
-    for path in done.set_aside:
+    for path in done.backed_up:
         print(f"set aside   {path}")
     return 0
 

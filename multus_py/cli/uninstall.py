@@ -12,7 +12,7 @@ from multus_py.cli.install import add_place, conf_folder
 from multus_py.cni.errors import CniError, Code
 from multus_py.install import installation
 from multus_py.install.cni_conf import Folders
-from multus_py.install.installation import Removal, Removed
+from multus_py.install.installation import UninstallRequest, UninstallResult
 
 _DESCRIPTION = """\
 Remove the conf file and the executable that `multus-py install` wrote, give back what it set aside, and touch nothing
@@ -51,7 +51,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Uninstall and say what was removed."""
-    asked = Removal(
+    asked = UninstallRequest(
         Folders(args.cni_bin_dir, conf_folder(args)), args.name, args.keep_shim, args.cni_dir, args.socket_dir
     )
     done = installation.uninstall(asked)
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         # Our conf is gone by now: only the first round could read from it where things are.
         done = installation.uninstall(replace(asked, cni_dir=before.cni_dir, socket_dir=before.socket_dir))
         if args.json:
-            done.removed, done.given_back = before.removed + done.removed, before.given_back + done.given_back
+            done.removed, done.restored = before.removed + done.removed, before.restored + done.restored
     if args.json:
         print(json.dumps(_to_json(done), indent=2))
     else:
@@ -84,8 +84,8 @@ def _drain(cni_dir: Path, seconds: float) -> None:
         time.sleep(_LOOK)
 
 
-def _tell(done: Removed) -> None:
-    lines = [f"removed     {path}" for path in done.removed] + [f"given back  {path}" for path in done.given_back]
+def _tell(done: UninstallResult) -> None:
+    lines = [f"removed     {path}" for path in done.removed] + [f"given back  {path}" for path in done.restored]
     if done.results:
         lines.append(f"removed     {done.results} results that the runtime kept of sandboxes that are gone")
     if done.kept:
@@ -104,10 +104,10 @@ def _tell(done: Removed) -> None:
     print("\n".join(lines) or "nothing to remove")
 
 
-def _to_json(done: Removed) -> dict[str, Any]:
+def _to_json(done: UninstallResult) -> dict[str, Any]:
     return {
         "removed": [str(path) for path in done.removed],
-        "givenBack": [str(path) for path in done.given_back],
+        "givenBack": [str(path) for path in done.restored],
         "results": done.results,
         "kept": str(done.kept) if done.kept else None,
         "sandboxes": done.remaining.sandboxes,

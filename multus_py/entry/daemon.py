@@ -281,7 +281,7 @@ class Daemon:
         try:
             cni_dir = self._service.own_node().config.cni_dir
             keep = config.cni_bin_dir is None
-            removal = installation.Removal(folders, name, keep, cni_dir, config.socket_dir, daemon_stays=False)
+            removal = installation.UninstallRequest(folders, name, keep, cni_dir, config.socket_dir, daemon_stays=False)
             done = installation.uninstall(removal)
         except CniError as error:
             log.error("%s", error)  # noqa: TRY400  what is told is the reason, not the place

@@ -28,7 +28,7 @@ def results(folder: Path, name: str, cni_dir: Path) -> Iterator[Path]:
         raise CniError(Code.IO, f"cannot read the runtime's results in {folder}: {cause.strerror}") from cause
     for path in paths:
         conf = _conf(path)
-        if primary.calls_only(conf, frozenset({name})) and _cni_dir(conf) == cni_dir:
+        if primary.has_only_types(conf, frozenset({name})) and _cni_dir(conf) == cni_dir:
             yield path
 
 

@@ -98,7 +98,7 @@ def read(path: Path) -> dict[str, Any] | None:
         body = json_object(path.read_bytes(), str(path))
     except (OSError, CniError):
         return None
-    ours = body.get(_MARK[0]) == _MARK[1] or primary.calls_only(body, frozenset({TYPE}))
+    ours = body.get(_MARK[0]) == _MARK[1] or primary.has_only_types(body, frozenset({TYPE}))
     return body if ours else None
 
 
@@ -111,7 +111,9 @@ def former(folder: Path) -> list[Path]:
     """Return the confs of *folder* that call multus-cni and nobody else, and are not ours."""
     found = [conf for conf in primary.survey(folder) if conf.body is not None]
     return [
-        conf.path for conf in found if conf.body and primary.calls_only(conf.body, _FORMER) and read(conf.path) is None
+        conf.path
+        for conf in found
+        if conf.body and primary.has_only_types(conf.body, _FORMER) and read(conf.path) is None
     ]
 
 
@@ -119,10 +121,10 @@ def set_former_aside(folder: Path) -> list[Path]:
     """Give multus-cni's confs in *folder* names that no runtime reads; return their former names."""
     found = former(folder)
     for path in found:
-        files.set_aside(path)
+        files.move_to_backup(path)
     return found
 
 
 def earlier(target: Path) -> list[Path]:
     """Return the confs that a runtime would call instead of ours, because they sort before it."""
-    return [path for path in primary.confs(target.parent) if path.name < target.name]
+    return [path for path in primary.conf_files(target.parent) if path.name < target.name]

@@ -73,7 +73,7 @@ def is_ours(path: Path) -> bool:
     return _LAUNCHER_MARK in content[:1024] or (content.startswith(b"\x7fELF") and _SHIM_MARK in content)
 
 
-def free_to_take(path: Path) -> None:
+def require_free_name(path: Path) -> None:
     """Refuse a name that another plugin has; multus-cni's own names may be taken over."""
     if path.is_dir():
         raise CniError(Code.IO, f"{path} is a folder", "choose another --name")
@@ -83,16 +83,16 @@ def free_to_take(path: Path) -> None:
         )
 
 
-def place(program: Program, path: Path) -> bool:
+def install(program: Program, path: Path) -> bool:
     """Put the program at *path*, which may run meanwhile; False when it is there already.
 
     What multus-cni had under that name is kept beside it, to be given back.
     """
-    if files.holds(path, program.content, _MODE):
+    if files.has_content(path, program.content, _MODE):
         return False
-    free_to_take(path)
+    require_free_name(path)
     if path.is_file() and not is_ours(path):
-        files.keep_aside(path)
+        files.copy_to_backup(path)
     files.replace(path, program.content, _MODE, lambda draft: _prove(draft, program) if program.runs_here else None)
     return True
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from multus_py.cni.errors import CniError, Code
 
 # No runtime reads a conf with this ending (they take .conf, .conflist, .json), nobody calls an executable with it.
-ASIDE = ".before-multus-py"
+BACKUP_SUFFIX = ".before-multus-py"
 
 
 def replace(path: Path, content: bytes, mode: int, prove: Callable[[Path], None] | None = None) -> None:
@@ -40,7 +40,7 @@ def replace(path: Path, content: bytes, mode: int, prove: Callable[[Path], None]
             Path(temporary).unlink(missing_ok=True)
 
 
-def holds(path: Path, content: bytes, mode: int) -> bool:
+def has_content(path: Path, content: bytes, mode: int) -> bool:
     """Tell whether *path* is a file with this content and these permissions."""
     try:
         there = path.stat()
@@ -57,17 +57,17 @@ def remove(path: Path) -> None:
         raise CniError(Code.IO, f"cannot remove {path}: {cause.strerror}", "run as root, on a writable disk") from cause
 
 
-def set_aside(path: Path) -> Path:
+def move_to_backup(path: Path) -> Path:
     """Give *path* a name that nobody reads, whatever was set aside under it before; return that name."""
-    target = _aside(path)
+    target = _backup_path(path)
     _rename(path, target, "set aside")
     return target
 
 
-def keep_aside(path: Path) -> Path:
+def copy_to_backup(path: Path) -> Path:
     """Keep *path* a second time under a name that nobody calls, and leave it where it is; return that name."""
-    target = _aside(path)
-    draft = path.with_name(f".{path.name}{ASIDE}")
+    target = _backup_path(path)
+    draft = path.with_name(f".{path.name}{BACKUP_SUFFIX}")
     try:
         draft.unlink(missing_ok=True)
         os.link(path, draft)
@@ -77,25 +77,27 @@ def keep_aside(path: Path) -> Path:
     return target
 
 
-def give_back(path: Path) -> bool:
+def restore_backup(path: Path) -> bool:
     """Put back what was set aside, in place of what has its name now; False when nothing was."""
-    source = _aside(path)
+    source = _backup_path(path)
     if not source.is_file():
         return False
     _rename(source, path, "give back")
     return True
 
 
-def aside_in(folder: Path) -> list[Path]:
+def list_backups(folder: Path) -> list[Path]:
     """Return the former names of what was set aside in *folder*."""
     try:
-        return sorted(path.with_name(path.name.removesuffix(ASIDE)) for path in folder.glob(f"*{ASIDE}"))
+        return sorted(
+            path.with_name(path.name.removesuffix(BACKUP_SUFFIX)) for path in folder.glob(f"*{BACKUP_SUFFIX}")
+        )
     except OSError as cause:
         raise CniError(Code.IO, f"cannot read {folder}: {cause.strerror}") from cause
 
 
-def _aside(path: Path) -> Path:
-    return path.with_name(path.name + ASIDE)
+def _backup_path(path: Path) -> Path:
+    return path.with_name(path.name + BACKUP_SUFFIX)
 
 
 def _rename(source: Path, target: Path, doing: str) -> None:

@@ -27,13 +27,13 @@ SOCKET_DIR = Path("/run/multus")
 
 
 @dataclass(frozen=True)
-class Installed:
+class InstallResult:
     """What was written, which conf it wraps, and the former names of multus-cni's confs that were set aside."""
 
     executable: Path
     conf: Path
     primary: Path
-    set_aside: tuple[Path, ...] = ()
+    backed_up: tuple[Path, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the paths as text."""
@@ -41,18 +41,18 @@ class Installed:
             "executable": str(self.executable),
             "conf": str(self.conf),
             "primary": str(self.primary),
-            "setAside": [str(path) for path in self.set_aside],
+            "setAside": [str(path) for path in self.backed_up],
         }
 
 
-def install(order: Order, program: Program) -> Installed:
+def install(order: Order, program: Program) -> InstallResult:
     """Put *program* and our conf in place; what can be refused is refused before the first write (codes 5, 6, 7)."""
     names.plugin_type(order.name, "--name")
     names.network(order.name, "--name")
     _writable_folder(order.folders.bin, "--cni-bin-dir")
     _writable_folder(order.folders.conf, "--cni-conf-dir")
     target = order.folders.bin / order.name
-    executable.free_to_take(target)
+    executable.require_free_name(target)
     source = {key: str(_source(key, path)) for key, path in order.source.items()}
     former = cni_conf.former(order.folders.conf)
     _first_in_line(order.target, former)
@@ -62,28 +62,28 @@ def install(order: Order, program: Program) -> Installed:
     conf = cni_conf.text(order, wrapped)
     with Undo() as undo:
         for path in former:
-            undo.add(files.give_back, path)
-            files.set_aside(path)
-        executable.place(program, target)
+            undo.add(files.restore_backup, path)
+            files.move_to_backup(path)
+        executable.install(program, target)
         files.replace(order.target, conf, cni_conf.MODE)
         undo.keep()
-    withdrawal.take_back(_socket_dir(order.keys))
-    return Installed(target, order.target, wrapped.path, tuple(former))
+    withdrawal.clear(_socket_dir(order.keys))
+    return InstallResult(target, order.target, wrapped.path, tuple(former))
 
 
-def place(folder: Path, name: str, program: Program, socket_dir: Path = SOCKET_DIR) -> Path:
+def install_executable(folder: Path, name: str, program: Program, socket_dir: Path = SOCKET_DIR) -> Path:
     """Put *program* alone in place: the daemon writes the conf, when there is a primary to wrap."""
     names.plugin_type(name, "--name")
     _writable_folder(folder, "--cni-bin-dir")
-    executable.place(program, folder / name)
-    withdrawal.take_back(socket_dir)
+    executable.install(program, folder / name)
+    withdrawal.clear(socket_dir)
     return folder / name
 
 
 def _wrapped(order: Order) -> Conf:
     if order.primary:
-        return primary.wrappable(order.primary.resolve(), order.name)
-    return primary.first(order.look_in or order.folders.conf, order.name)
+        return primary.read_wrappable(order.primary.resolve(), order.name)
+    return primary.find_first(order.look_in or order.folders.conf, order.name)
 
 
 def _writable_folder(folder: Path, option: str) -> None:
@@ -115,7 +115,7 @@ def _first_in_line(target: Path, former: list[Path]) -> None:
 
 
 @dataclass(frozen=True)
-class Removal:
+class UninstallRequest:
     """What to take away. Folders that are None are read from our conf, and have their defaults when it is gone.
 
     *daemon_stays*: a daemon that runs is told to put nothing back. Else the word for it goes, too: whoever installs a
@@ -148,7 +148,7 @@ class Remaining:
 
 
 @dataclass
-class Removed:
+class UninstallResult:
     """What came of it: *kept* is our executable when it has to stay, *cni_dir* where the journal is.
 
     *socket_dir* is where the daemon listens, *results* how many results of the runtime's were dropped, which nobody
@@ -158,13 +158,13 @@ class Removed:
     cni_dir: Path
     socket_dir: Path
     removed: list[Path] = field(default_factory=list)
-    given_back: list[Path] = field(default_factory=list)
+    restored: list[Path] = field(default_factory=list)
     kept: Path | None = None
     remaining: Remaining = field(default_factory=Remaining)
     results: int = 0
 
 
-def uninstall(asked: Removal) -> Removed:
+def uninstall(asked: UninstallRequest) -> UninstallResult:
     """Take our conf and executable away, give back multus-cni's; what is gone already is success.
 
     The executable stays while sandboxes depend on it: a runtime that keeps the config of each ADD calls it for their
@@ -173,15 +173,15 @@ def uninstall(asked: Removal) -> Removed:
     names.plugin_type(asked.name, "--name")
     target = cni_conf.conf_path(asked.folders.conf, asked.name)
     keys = _keys(cni_conf.read(target))
-    done = Removed(
+    done = UninstallResult(
         asked.cni_dir or Path(keys.get("cniDir") or MultusConfig.cni_dir), asked.socket_dir or _socket_dir(keys)
     )
     # The conf goes before the executable: from then on no new pod asks for it. What is given back comes first of all,
     # so that a runtime finds a conf at any time.
     run_all(
         "uninstall is not complete",
-        partial(withdrawal.say if asked.daemon_stays else withdrawal.take_back, done.socket_dir),
-        partial(_hand_back, asked.folders, asked.name, done),
+        partial(withdrawal.mark if asked.daemon_stays else withdrawal.clear, done.socket_dir),
+        partial(_restore_backups, asked.folders, asked.name, done),
         partial(_remove_conf, target, done),
         partial(_remove_executable, asked, done),
         partial(_drop_results, asked, done),
@@ -205,14 +205,14 @@ def remaining(cni_dir: Path, spool_dir: Path | None = None) -> Remaining:
     return Remaining(sandboxes, len(Spool(spool_dir or cni_dir / "spool")), gone, failures)
 
 
-def _hand_back(folders: Folders, name: str, done: Removed) -> None:
-    for path in [folders.bin / name, *files.aside_in(folders.conf)]:
-        if files.give_back(path):
-            done.given_back.append(path)
+def _restore_backups(folders: Folders, name: str, done: UninstallResult) -> None:
+    for path in [folders.bin / name, *files.list_backups(folders.conf)]:
+        if files.restore_backup(path):
+            done.restored.append(path)
 
 
-def _remove_conf(target: Path, done: Removed) -> None:
-    if target.is_file() and target not in done.given_back:
+def _remove_conf(target: Path, done: UninstallResult) -> None:
+    if target.is_file() and target not in done.restored:
         if cni_conf.read(target) is None:
             raise _not_ours(target)
         _remove(target, done)
@@ -220,10 +220,10 @@ def _remove_conf(target: Path, done: Removed) -> None:
         _remove(copy, done)
 
 
-def _remove_executable(asked: Removal, done: Removed) -> None:
+def _remove_executable(asked: UninstallRequest, done: UninstallResult) -> None:
     path = asked.folders.bin / asked.name
     done.remaining = remaining(done.cni_dir)
-    if not path.is_file() or path in done.given_back:
+    if not path.is_file() or path in done.restored:
         return
     if not executable.is_ours(path):
         raise _not_ours(path)
@@ -233,7 +233,7 @@ def _remove_executable(asked: Removal, done: Removed) -> None:
         _remove(path, done)
 
 
-def _drop_results(asked: Removal, done: Removed) -> None:
+def _drop_results(asked: UninstallRequest, done: UninstallResult) -> None:
     # As long as a sandbox is left, the runtime may delete it with what it kept.
     if not remaining(done.cni_dir):
         for path in cached_results.results(asked.results, asked.name, done.cni_dir):
@@ -241,7 +241,7 @@ def _drop_results(asked: Removal, done: Removed) -> None:
             done.results += 1
 
 
-def _remove(path: Path, done: Removed) -> None:
+def _remove(path: Path, done: UninstallResult) -> None:
     files.remove(path)
     done.removed.append(path)
 

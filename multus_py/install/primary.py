@@ -16,14 +16,14 @@ CONF_SUFFIXES = (".conf", ".conflist", ".json")
 
 @dataclass(frozen=True)
 class Conf:
-    """A file in a conf folder: *body* is None when it cannot be read, and *trouble* says why it is no primary."""
+    """A file in a conf folder: *body* is None when it cannot be read, and *problem* says why it is no primary."""
 
     path: Path
     body: Mapping[str, Any] | None
-    trouble: str = ""
+    problem: str = ""
 
 
-def confs(folder: Path) -> list[Path]:
+def conf_files(folder: Path) -> list[Path]:
     """Return the files that a runtime would look at, in its order; code 5 when the folder cannot be read."""
     try:
         return sorted(path for path in folder.iterdir() if path.suffix in CONF_SUFFIXES and path.is_file())
@@ -35,24 +35,24 @@ def confs(folder: Path) -> list[Path]:
 
 def survey(folder: Path, name: str = TYPE) -> Iterator[Conf]:
     """Yield every conf of *folder*, with what keeps it from being a primary; *name* is our own type."""
-    for path in confs(folder):
+    for path in conf_files(folder):
         try:
             body = read(path)
-        except CniError as trouble:
-            yield Conf(path, None, trouble.msg)
+        except CniError as error:
+            yield Conf(path, None, error.msg)
             continue
         yield Conf(path, body, f"{path} is a meta-CNI's own conf" if is_meta(body, name) else "")
 
 
-def first(folder: Path, name: str = TYPE) -> Conf:
+def find_first(folder: Path, name: str = TYPE) -> Conf:
     """Return the first conf of *folder*, by name, that does not belong to a meta-CNI; code 7 when there is none."""
     found = list(survey(folder, name))
-    if usable := [conf for conf in found if not conf.trouble]:
+    if usable := [conf for conf in found if not conf.problem]:
         return Conf(usable[0].path.resolve(), usable[0].body)
-    raise none_in(folder, [conf.trouble for conf in found])
+    raise no_primary_error(folder, [conf.problem for conf in found])
 
 
-def none_in(folder: Path, passed_over: list[str]) -> CniError:
+def no_primary_error(folder: Path, passed_over: list[str]) -> CniError:
     """Return the error for a folder without a primary."""
     return CniError(
         Code.INVALID_CONFIG,
@@ -75,7 +75,7 @@ def read(path: Path) -> dict[str, Any]:
     return body
 
 
-def wrappable(path: Path, name: str) -> Conf:
+def read_wrappable(path: Path, name: str) -> Conf:
     """Return the conf that somebody named; code 7 when it is a meta-CNI's, which we would call in circles."""
     body = read(path)
     if is_meta(body, name):
@@ -93,7 +93,7 @@ def is_meta(body: Mapping[str, Any], name: str) -> bool:
     )
 
 
-def calls_only(body: Mapping[str, Any], types: frozenset[str]) -> bool:
+def has_only_types(body: Mapping[str, Any], types: frozenset[str]) -> bool:
     """Tell whether every plugin of a conf is one of *types*."""
     found = plugins(body)
     return bool(found) and all(plugin.get("type") in types for plugin in found)

@@ -11,7 +11,7 @@ from multus_py.cni.errors import CniError, Code
 _NAME = "withdrawn"
 
 
-def say(socket_dir: Path) -> bool:
+def mark(socket_dir: Path) -> bool:
     """Leave the word; False where no daemon ever served, for nobody would read it."""
     if not socket_dir.is_dir():
         return False
@@ -26,7 +26,7 @@ def say(socket_dir: Path) -> bool:
     return True
 
 
-def take_back(socket_dir: Path) -> None:
+def clear(socket_dir: Path) -> None:
     """Remove the word."""
     try:
         (socket_dir / _NAME).unlink(missing_ok=True)
@@ -36,6 +36,6 @@ def take_back(socket_dir: Path) -> None:
         ) from cause
 
 
-def is_said(socket_dir: Path) -> bool:
+def is_marked(socket_dir: Path) -> bool:
     """Tell whether the word is there."""
     return (socket_dir / _NAME).exists()

@@ -185,7 +185,7 @@ def test_the_primary_is_found_by_content(folders: Folders, words: list[str]) -> 
     )
     _write(folders.conf / "01-c.conflist", {"cniVersion": "1.0.0", "name": "m", "plugins": [{"type": "multus-py"}]})
     (folders.conf / "01-d.conf").write_text("{ half a fi")
-    assert primary.first(folders.conf).path == folders.conf / "10-flannel.conflist"
+    assert primary.find_first(folders.conf).path == folders.conf / "10-flannel.conflist"
 
 
 def _no_primary(folders: Folders) -> list[str]:
@@ -387,7 +387,7 @@ def test_a_node_is_taken_over_from_multus_cni_and_handed_back(
     before = {path.name for folder in (folders.bin, folders.conf) for path in folder.iterdir()}
     for _ in range(2):
         assert main([*shimmed, "--name", name]) == 0
-        confs = [path.name for path in primary.confs(folders.conf)]
+        confs = [path.name for path in primary.conf_files(folders.conf)]
         assert confs == [f"00-{name}.conflist", "10-flannel.conflist"]
         assert executable.is_ours(folders.bin / name)
         assert _written(folders, name)["plugins"][0]["type"] == name
@@ -459,9 +459,9 @@ def test_uninstall_tells_the_daemon_and_install_tells_it_again(folders: Folders,
     run.mkdir()
     assert main(shimmed) == 0
     assert main(["uninstall", *_place(folders)]) == 0
-    assert withdrawal.is_said(run)
+    assert withdrawal.is_marked(run)
     assert main([*shimmed, "--shim-only"]) == 0
-    assert not withdrawal.is_said(run)
+    assert not withdrawal.is_marked(run)
 
 
 def test_copies_that_another_cni_made_of_our_conf_go_with_it(folders: Folders, shimmed: list[str]) -> None:

@@ -71,7 +71,7 @@ class Node:
 
     def first(self) -> dict[str, object]:
         """Return the conf that a runtime would load: the first by name, read whole."""
-        return dict(json.loads(primary.confs(self.conf)[0].read_text()))
+        return dict(json.loads(primary.conf_files(self.conf)[0].read_text()))
 
     def call(self, verb: str, pod: str = "", container: str = "c1", **more: object) -> tuple[int, object]:
         """Call what the first conf names, as a runtime would."""

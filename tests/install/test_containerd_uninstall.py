@@ -105,7 +105,7 @@ def test_uninstall_under_containerd(capsys):
             place = ["--cni-bin-dir", str(rig.bin), "--cni-conf-dir", str(rig.conf)]
             assert 0 == main(["uninstall", *place])
             assert "1 sandboxes are left" in capsys.readouterr().out
-            assert ["10-cluster.conflist"] == [path.name for path in primary.confs(rig.conf)]
+            assert ["10-cluster.conflist"] == [path.name for path in primary.conf_files(rig.conf)]
             after = sandbox(rig, "after", {"eth0"})
             assert {"eth0", "net1"} == links(before)
             after.remove()

@@ -264,11 +264,11 @@ def test_a_withdrawal_is_respected_and_the_network_goes_on(stand):
     """After uninstall nothing is put back, while ADDs under way still know the default network; install ends it."""
     stand.put("10-a.conflist", conflist("a", "ptp"))
     stand.look()
-    withdrawal.say(stand.root / "run")
+    withdrawal.mark(stand.root / "run")
     stand.order.target.unlink()
     stand.look(30)
     assert (None, "a") == (stand.written(), stand.found[-1].conf.body["name"])
-    withdrawal.take_back(stand.root / "run")
+    withdrawal.clear(stand.root / "run")
     stand.look(1)
     assert "multus-py" == stand.written()["type"]
     assert "conf_put_back" not in stand.kinds()
@@ -298,7 +298,7 @@ def test_multus_cnis_conf_is_set_aside_and_a_named_folder_is_looked_in(stand):
     stand.follower.place = replace(stand.follower.place, order=replace(stand.order, look_in=elsewhere))
     stand.look(1)
     assert str(elsewhere / "10-ovn.conf") == stand.written()["clusterNetwork"]
-    assert ["00-multus-py.conflist"] == [path.name for path in primary.confs(stand.conf)]
+    assert ["00-multus-py.conflist"] == [path.name for path in primary.conf_files(stand.conf)]
 
 
 def test_a_network_that_the_config_names_needs_no_file(stand):

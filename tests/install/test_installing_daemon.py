@@ -118,7 +118,7 @@ def test_exclusive_renames_in_a_loop(node):
     told = [event for event in store.events(PodRef("kube-system", "agent")) if event.reason == "ConfPutBack"]
     assert len(told) >= 5
     assert "cni.exclusive=false" in told[-1].message
-    assert not [path for path in primary.confs(node.conf) if path.name.startswith("00-")]
+    assert not [path for path in primary.conf_files(node.conf) if path.name.startswith("00-")]
     assert (0, None) == node.running.call("STATUS"), "the daemon goes on serving"
 
 
@@ -144,7 +144,7 @@ def test_a_conf_folder_that_takes_nothing(node, trouble):
         node.logged(words)
         time.sleep(2.5)
         assert 1 == node.running.log().count(words), node.running.log()
-        assert ["10-cluster.conflist"] == [path.name for path in primary.confs(node.conf)]
+        assert ["10-cluster.conflist"] == [path.name for path in primary.conf_files(node.conf)]
         assert 0 == node.running.call("ADD", "p")[0]
         assert 0 == node.running.call("DEL", "p")[0]
         subprocess.run(["mount", "-o", "remount,rw", node.conf], check=True)
@@ -206,7 +206,7 @@ def test_uninstall_under_a_running_daemon(node, capsys):
         assert 0 == node.call("ADD", "p", "unheard", netns=dead)[0]
         assert 0 == main(["uninstall", *place])
         assert "2 sandboxes are left" in capsys.readouterr().out
-        assert ["10-cluster.conflist"] == [path.name for path in primary.confs(node.conf)]
+        assert ["10-cluster.conflist"] == [path.name for path in primary.conf_files(node.conf)]
         time.sleep(2.5)
         assert not node.ours.exists(), "the daemon does not put it back"
         assert node.shim.exists()
@@ -253,7 +253,7 @@ def test_what_stays_when_the_daemon_ends(node, mode, stays):
     node.start(removeOnExit=mode)
     assert 0 == node.running.stop()
     assert stays == node.ours.exists()
-    assert ["10-cluster.conflist"] == [path.name for path in primary.confs(node.conf) if path != node.ours]
+    assert ["10-cluster.conflist"] == [path.name for path in primary.conf_files(node.conf) if path != node.ours]
     node.start()
     assert node.ours.exists(), "the next daemon installs again"
 
@@ -268,7 +268,7 @@ def test_sandboxes_of_multus_cni_are_deleted_after_the_take_over(node):
     (node.folder / "cni").mkdir()
     (node.folder / "cni" / "old").write_text(json.dumps(file))
     node.start(type="multus-shim")
-    assert ["00-multus-shim.conflist", "10-cluster.conflist"] == [path.name for path in primary.confs(node.conf)]
+    assert ["00-multus-shim.conflist", "10-cluster.conflist"] == [path.name for path in primary.conf_files(node.conf)]
     assert executable.is_ours(node.folder / "opt" / "multus-shim")
     assert (0, None) == node.call("DEL", "p", "old", **{"name": "multus-cni-network", "cniVersion": "0.3.1"})
     (call,) = node.running.stage.plugins.calls("scripted", "DEL")
@@ -278,7 +278,7 @@ def test_sandboxes_of_multus_cni_are_deleted_after_the_take_over(node):
     place = ["--cni-bin-dir", str(node.folder / "opt"), "--cni-conf-dir", str(node.conf), "--name", "multus-shim"]
     assert 0 == main(["uninstall", *place])
     assert b"the original" == (node.folder / "opt" / "multus-shim").read_bytes()
-    assert ["00-multus.conf", "10-cluster.conflist"] == [path.name for path in primary.confs(node.conf)]
+    assert ["00-multus.conf", "10-cluster.conflist"] == [path.name for path in primary.conf_files(node.conf)]
 
 
 def test_a_chain_that_holds_a_copy_of_us_is_not_wrapped(node):

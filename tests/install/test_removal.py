@@ -10,7 +10,7 @@ import pytest
 from multus_py.cli.main import main
 from multus_py.install import installation, withdrawal
 from multus_py.install.cni_conf import Folders
-from multus_py.install.installation import Removal
+from multus_py.install.installation import UninstallRequest
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_the_runtimes_results_go_with_the_last_sandbox(folders, tmp_path):
     (results / "damaged").write_text('{"kind": "cniCacheV1", "config": "!')
     (results / "no list").write_text("[]")
     before = {path.name for path in results.iterdir()}
-    asked = Removal(folders, cni_dir=tmp_path / "cni", socket_dir=tmp_path / "run", results=results)
+    asked = UninstallRequest(folders, cni_dir=tmp_path / "cni", socket_dir=tmp_path / "run", results=results)
     assert 0 == installation.uninstall(asked).results
     assert before == {path.name for path in results.iterdir()}
     (tmp_path / "cni/attachments/c1@eth0").unlink()
@@ -60,24 +60,26 @@ def test_the_runtimes_results_go_with_the_last_sandbox(folders, tmp_path):
 def test_a_runtime_that_keeps_no_results(folders, tmp_path):
     """A folder that is not there holds nothing."""
     (tmp_path / "cni/attachments/c1@eth0").unlink()
-    asked = Removal(folders, cni_dir=tmp_path / "cni", socket_dir=tmp_path / "run", results=tmp_path / "none")
+    asked = UninstallRequest(folders, cni_dir=tmp_path / "cni", socket_dir=tmp_path / "run", results=tmp_path / "none")
     assert 0 == installation.uninstall(asked).results
 
 
 def test_a_daemon_that_is_no_more_takes_the_word_along(folders, tmp_path):
     """Uninstalled by command, then its DaemonSet goes: the next one on this node installs itself again."""
-    asked = Removal(folders, cni_dir=tmp_path / "cni", socket_dir=tmp_path / "run")
+    asked = UninstallRequest(folders, cni_dir=tmp_path / "cni", socket_dir=tmp_path / "run")
     installation.uninstall(asked)
-    assert withdrawal.is_said(tmp_path / "run")
-    installation.uninstall(Removal(folders, cni_dir=tmp_path / "cni", socket_dir=tmp_path / "run", daemon_stays=False))
-    assert not withdrawal.is_said(tmp_path / "run")
+    assert withdrawal.is_marked(tmp_path / "run")
+    installation.uninstall(
+        UninstallRequest(folders, cni_dir=tmp_path / "cni", socket_dir=tmp_path / "run", daemon_stays=False)
+    )
+    assert not withdrawal.is_marked(tmp_path / "run")
 
 
 def test_drain_goes_on_where_our_conf_said(folders, tmp_path, capsys):
     """The conf is gone after the first round: the second knows its folders still, and all that was removed is told."""
 
     def end():
-        withdrawal.take_back(tmp_path / "run")  # who says it again found the folder without the conf
+        withdrawal.clear(tmp_path / "run")  # who says it again found the folder without the conf
         (tmp_path / "cni/attachments/c1@eth0").unlink()
 
     capsys.readouterr()
@@ -86,7 +88,7 @@ def test_drain_goes_on_where_our_conf_said(folders, tmp_path, capsys):
     place = ["--cni-bin-dir", str(folders.bin), "--cni-conf-dir", str(folders.conf)]
     assert 0 == main(["uninstall", *place, "--drain", "--timeout", "20", "--json"])
     timer.join()
-    assert withdrawal.is_said(tmp_path / "run")
+    assert withdrawal.is_marked(tmp_path / "run")
     told = json.loads(capsys.readouterr().out)
     removed = [folders.conf / "00-multus-py.conflist", folders.bin / "multus-py"]
     assert ([str(path) for path in removed], 0) == (told["removed"], told["sandboxes"])

@@ -178,7 +178,7 @@ class Keeper:
                 return  # the server is known, and the first account is not needed now
             raise
         text = (access.certified(self._current) if kept else access).text()
-        if anew or not files.holds(path, text, 0o600):
+        if anew or not files.has_content(path, text, 0o600):
             self._write(path.name, text)
 
     def _ask(self) -> float:

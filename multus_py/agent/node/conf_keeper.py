@@ -110,14 +110,14 @@ class Follower:
         self._ears.found(found)
 
     def _keep(self, place: Place, found: Found) -> None:
-        withdrawn = withdrawal.is_said(place.socket_dir)
+        withdrawn = withdrawal.is_marked(place.socket_dir)
         if withdrawn != self._withdrawn:
             log.info("uninstalled: nothing is put in place any more" if withdrawn else "installed again")
         self._withdrawn = withdrawn
         if withdrawn:
             self._stood = False
             return
-        if place.program and executable.place(place.program, place.order.folders.bin / place.order.name):
+        if place.program and executable.install(place.program, place.order.folders.bin / place.order.name):
             self._done("shim_placed", "", f"{place.order.folders.bin / place.order.name} was put in place")
         # While the default network is away our conf stays as it is: pods wait, instead of starting without their
         # networks. Without any default network there never was one to wrap.
@@ -127,7 +127,7 @@ class Follower:
 
     def _keep_conf(self, order: Order, found: Found) -> None:
         text, target = cni_conf.text(order, found.conf), order.target
-        if files.holds(target, text, cni_conf.MODE):
+        if files.has_content(target, text, cni_conf.MODE):
             self._stood = True
             return
         if not self._stood or cni_conf.read(target) is not None:

@@ -51,7 +51,7 @@ class DefaultNetwork:
             seen = list(primary.survey(folder, order.name))
         except CniError as trouble:
             return Found(None, str(trouble))
-        usable = [conf for conf in seen if not conf.trouble]
+        usable = [conf for conf in seen if not conf.problem]
         best = usable[0] if usable else None
         if self._chosen is None and best and any(self._is_fresh(conf) for conf in seen if conf.path < best.path):
             return Found(None, f"a conf that sorts before {best.path} is being written")
@@ -59,12 +59,12 @@ class DefaultNetwork:
             self._chosen, self._away_since = best.path, None
             return Found(best)
         if self._chosen is None:
-            return Found(None, str(primary.none_in(folder, [conf.trouble for conf in seen])))
+            return Found(None, str(primary.no_primary_error(folder, [conf.problem for conf in seen])))
         return Found(None, self._why_away(seen))
 
     def _named(self, path: Path, name: str) -> Found:
         try:
-            return Found(primary.wrappable(path, name))
+            return Found(primary.read_wrappable(path, name))
         except CniError as trouble:
             return Found(None, f"the default network's conf: {trouble}")
 
@@ -76,7 +76,7 @@ class DefaultNetwork:
         return now - self._away_since >= GRACE
 
     def _why_away(self, seen: list[Conf]) -> str:
-        trouble = next((conf.trouble for conf in seen if conf.path == self._chosen), "")
+        trouble = next((conf.problem for conf in seen if conf.path == self._chosen), "")
         return trouble or f"the default network's conf {self._chosen} is not there"
 
     def _is_fresh(self, conf: Conf) -> bool:

@@ -81,7 +81,7 @@ def _confs(place: Place) -> Iterator[Finding]:
     yield from _order(place, found, ours)
     for conf in found:
         if conf.body is None:
-            yield Finding(Level.WARNING, "confs", conf.trouble, "a runtime stops at it, or passes it over")
+            yield Finding(Level.WARNING, "confs", conf.problem, "a runtime stops at it, or passes it over")
         elif conf not in ours and _calls(conf.body, OUR_TYPES):
             yield Finding(
                 Level.WARNING,
@@ -94,7 +94,7 @@ def _confs(place: Place) -> Iterator[Finding]:
 
 def _order(place: Place, found: list[primary.Conf], ours: list[primary.Conf]) -> Iterator[Finding]:
     usable = [conf for conf in found if conf.body is not None]
-    first = [conf for conf in usable if not conf.trouble]
+    first = [conf for conf in usable if not conf.problem]
     if not ours:
         advice = "run multus-py install, or wait for the daemon to do it"
         yield Finding(Level.WARNING, "confs", f"our conf is not in {place.conf_dir}", advice)
@@ -110,7 +110,7 @@ def _order(place: Place, found: list[primary.Conf], ours: list[primary.Conf]) ->
     if first:
         yield Finding(Level.OK, "confs", f"the primary network is {place.conf_dir}/{first[0].path.name}")
     elif not (place.settings.delegates or place.settings.cluster_network):
-        yield failed("confs", primary.none_in(Path(place.conf_dir), [conf.trouble for conf in found]))
+        yield failed("confs", primary.no_primary_error(Path(place.conf_dir), [conf.problem for conf in found]))
 
 
 def _calls(body: Mapping[str, Any], types: set[str] | frozenset[str]) -> bool:
@@ -159,7 +159,7 @@ def _wanted(place: Place) -> Iterator[tuple[Path, str]]:
     """Yield the plugins of the primary, its IPAM plugins included, with the conf that names them."""
     folder = place.at(place.conf_dir)
     try:
-        found = [conf for conf in primary.survey(folder, place.name) if not conf.trouble and conf.body]
+        found = [conf for conf in primary.survey(folder, place.name) if not conf.problem and conf.body]
     except CniError:
         return
     for plugin in primary.plugins(found[0].body or {}) if found else ():
