@@ -9,7 +9,7 @@ from running import Running
 from multus_py.agent.reconciling.dynamic_attachments import DynamicAttachments
 from multus_py.kernel import netlink
 from multus_py.kube.store import PodRef
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 from multus_py.verbs.node import Node
 
 STATUS = "k8s.v1.cni.cncf.io/network-status"

@@ -18,7 +18,7 @@ from multus_py.kernel import netlink
 from multus_py.kube.manifests import Manifests
 from multus_py.state.journal import Journal
 from multus_py.state.result_cache import ResultCache
-from multus_py.verbs import verbs
+from multus_py.verbs import handlers
 from multus_py.verbs.chain import Chain
 from multus_py.verbs.node import Node
 from multus_py.verbs.plugins import Plugins
@@ -107,7 +107,7 @@ class Stage:
     def run(self, verb: str, pod: str = "", container: str = "c1", **more: Any) -> Any:
         """Tell the story of one verb."""
         call = self.call(verb, pod, container, **more)
-        return verbs.STORIES[verb](
+        return handlers.HANDLERS[verb](
             call, self.node(**{key: value for key, value in more.items() if key not in ("netns", "uid")})
         )
 

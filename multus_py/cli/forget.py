@@ -12,7 +12,7 @@ from multus_py.cni.errors import CniError, Code
 from multus_py.cni.text import one_line
 
 if TYPE_CHECKING:
-    from multus_py.plan.decide import Attachment
+    from multus_py.plan.attachment import Attachment
     from multus_py.state.journal import Journal, Page
     from multus_py.state.result_cache import ResultCache
 

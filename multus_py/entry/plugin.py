@@ -41,7 +41,7 @@ def handle(call: Call, env: Mapping[str, str]) -> dict[str, Any] | None:
     # VERSION is answered without any of these.
     from multus_py.config import plugin
     from multus_py.entry import logs
-    from multus_py.verbs import verbs
+    from multus_py.verbs import handlers
     from multus_py.verbs.plugins import DEPTH
 
     if env.get(DEPTH):
@@ -54,7 +54,7 @@ def handle(call: Call, env: Mapping[str, str]) -> dict[str, Any] | None:
     logs.start(settings)
     call = replace(call, path=settings.path(call.path))
     node = assemble(settings, env)
-    return verbs.STORIES[call.verb](call, node)
+    return handlers.HANDLERS[call.verb](call, node)
 
 
 def assemble(settings: "MultusConfig", env: Mapping[str, str]) -> "Node":

@@ -27,7 +27,7 @@ from multus_py.cni.errors import CniError, Code
 from multus_py.cni.fields import Fields
 from multus_py.kernel import host_root, small_files
 from multus_py.kube.store import Device, PodRef
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 
 log = logging.getLogger("multus_py")
 
@@ -93,7 +93,7 @@ class Entry:
     def reached(self, attachment: Attachment) -> Progress:
         """Return how far ADD came in the chain of an attachment: at least, when the machine went down meanwhile."""
         begun, done = self.progress.get(attachment.ifname, (0, 0))
-        return Progress(begun, done) if self.boot == boot() else Progress(uncertain(attachment).begun, done)
+        return Progress(begun, done) if self.boot == boot() else Progress(uncertain_progress(attachment).begun, done)
 
     def is_gone(self, root: Path = Path("/")) -> bool:
         """Tell whether the sandbox's namespace is surely gone: of another boot, or proved by its path.
@@ -117,12 +117,12 @@ def is_gone(netns: str, root: Path = Path("/")) -> bool:
     return path.parent.is_dir()
 
 
-def complete(attachment: Attachment) -> Progress:
+def complete_progress(attachment: Attachment) -> Progress:
     """Return the progress of a chain that came to be whole."""
     return Progress(len(attachment.conflist.plugins), len(attachment.conflist.plugins))
 
 
-def uncertain(attachment: Attachment) -> Progress:
+def uncertain_progress(attachment: Attachment) -> Progress:
     """Return the progress of a chain of which nobody knows what came to be."""
     return Progress(len(attachment.conflist.plugins), 0)
 
@@ -198,7 +198,7 @@ class Page:
         """Write down that all of the entry came to be; what a full disk does not take, the kept results say, too."""
         if self.entry:
             with suppress(CniError):
-                self._tell({one.ifname: complete(one) for one in self.entry.attachments})
+                self._tell({one.ifname: complete_progress(one) for one in self.entry.attachments})
 
     def _tell(self, progress: Mapping[str, Progress]) -> None:
         try:
@@ -472,7 +472,7 @@ def _from_json(body: Mapping[str, Any]) -> Entry:
         pod=_pod_from_json(body["pod"]) if body["pod"] else None,
         attachments=attachments,
         progress=(
-            {one.ifname: uncertain(one) for one in attachments}
+            {one.ifname: uncertain_progress(one) for one in attachments}
             if body["format"] == 1
             else {ifname: _progress(pair) for ifname, pair in body["progress"].items()}
         ),

@@ -19,7 +19,7 @@ from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.fields import Fields
 from multus_py.kernel import small_files
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 
 log = logging.getLogger("multus_py")
 

@@ -16,10 +16,10 @@ from multus_py.cni.call import INPUT_LIMIT, Call, json_object
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.fields import Fields
 from multus_py.kernel import small_files
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 
 
-def attachments(cni_dir: Path, call: Call, kept: Sequence[Attachment]) -> tuple[Attachment, ...]:
+def read_attachments(cni_dir: Path, call: Call, kept: Sequence[Attachment]) -> tuple[Attachment, ...]:
     """Return what multus-cni attached to the sandbox of *call*; *kept* is what the kept results tell of it."""
     try:
         found = decode(small_files.read(cni_dir / call.container_id), call)
@@ -32,7 +32,7 @@ def attachments(cni_dir: Path, call: Call, kept: Sequence[Attachment]) -> tuple[
     )
 
 
-def forget(cni_dir: Path, container_id: str) -> None:
+def remove(cni_dir: Path, container_id: str) -> None:
     """Remove the delegates file of a sandbox that is gone."""
     path = cni_dir / container_id
     try:

@@ -16,17 +16,17 @@ from multus_py.kernel import netlink
 from multus_py.kube.kubelet import Kubelet
 from multus_py.kube.store import Pod
 from multus_py.plan import device_info, devices
-from multus_py.plan.decide import Attachment
-from multus_py.state.journal import Page, complete, uncertain
+from multus_py.plan.attachment import Attachment
+from multus_py.state.journal import Page, complete_progress, uncertain_progress
 from multus_py.verbs import default_route, network_status
 from multus_py.verbs.node import Elsewhere, Node
 
 log = logging.getLogger("multus_py")
 
-Told = tuple[Attachment, Result]  # a network that is attached, and what its plugins said
+AttachedNetwork = tuple[Attachment, Result]  # a network that is attached, and what its plugins said
 
 
-def in_order(page: Page, attachments: Sequence[Attachment], call: Call, node: Node) -> list[Result]:
+def attach_all(page: Page, attachments: Sequence[Attachment], call: Call, node: Node) -> list[Result]:
     """Run every chain, one after the other; the page is told how far each came.
 
     While this process has other calls, networks that need no executable are attached by another one.
@@ -39,7 +39,7 @@ def in_order(page: Page, attachments: Sequence[Attachment], call: Call, node: No
             found += done
             continue
         for attachment in group:
-            found.append(beside(page, attachments[: len(found)], attachment, call, node))
+            found.append(attach_one(page, attachments[: len(found)], attachment, call, node))
     return found
 
 
@@ -49,19 +49,19 @@ def _elsewhere(
     """Have networks attached by another process; None when none has time, and then nothing was begun."""
     for attachment in group:
         _offer(attachment, node)
-        page.done(attachment, *uncertain(attachment))
-    page.begun(group[0], *uncertain(group[0]))
+        page.done(attachment, *uncertain_progress(attachment))
+    page.begun(group[0], *uncertain_progress(group[0]))
     done = elsewhere.add(group, call, node.chain)
     if done is None:
         for attachment in group:
             page.done(attachment, 0, 0)
         return None
     for attachment in group:
-        page.done(attachment, *complete(attachment))
+        page.done(attachment, *complete_progress(attachment))
     return [_done(attachment, call, *one) for attachment, one in zip(group, done, strict=True)]
 
 
-def one(page: Page, attachment: Attachment, call: Call, node: Node) -> Result:
+def _run_chain(page: Page, attachment: Attachment, call: Call, node: Node) -> Result:
     """Run the chain of one network; the error of a delegate is told with the network and the interface."""
     _offer(attachment, node)
     started = node.monotonic()
@@ -83,7 +83,7 @@ def _done(attachment: Attachment, call: Call, body: Mapping[str, Any], seconds: 
     return results.read(body, attachment.conflist.version)
 
 
-def beside(page: Page, before: Sequence[Attachment], attachment: Attachment, call: Call, node: Node) -> Result:
+def attach_one(page: Page, before: Sequence[Attachment], attachment: Attachment, call: Call, node: Node) -> Result:
     """Attach one network; refuse it when its plugin takes away what it made for this sandbox before.
 
     Some systems serve one interface a pod and replace it when they are asked again (Calico names its veth by the pod).
@@ -91,9 +91,9 @@ def beside(page: Page, before: Sequence[Attachment], attachment: Attachment, cal
     plugin = attachment.conflist.types[:1]
     alone = plugin not in [other.conflist.types[:1] for other in before]
     if alone or node.chain.owns_interface(attachment, call):
-        return one(page, attachment, call, node)
+        return _run_chain(page, attachment, call, node)
     there = _link_names(call.netns)
-    result = one(page, attachment, call, node)
+    result = _run_chain(page, attachment, call, node)
     if lost := sorted(there - _link_names(call.netns)):
         raise CniError(
             Code.INVALID_CONFIG,
@@ -119,33 +119,37 @@ def _link_names(netns: str) -> set[str]:
         return kernel.link_names()
 
 
-def kept(attachments: Iterable[Attachment], call: Call, node: Node) -> list[Told]:
+def cached_results(attachments: Iterable[Attachment], call: Call, node: Node) -> list[AttachedNetwork]:
     """Return attachments of a running sandbox with their kept results, those that have one."""
     found = [(attachment, node.chain.result(attachment, call)) for attachment in attachments]
     return [(attachment, result) for attachment, result in found if result is not None]
 
 
-def settle(told: Iterable[Told], claimed: Sequence[default_route.Claim], call: Call, node: Node) -> list[Told]:
+def settle_default_routes(
+    told: Iterable[AttachedNetwork], claimed: Sequence[default_route.Claim], call: Call, node: Node
+) -> list[AttachedNetwork]:
     """Make the asked default routes true in the kernel, then in every result and its kept copy."""
     before = list(told)
     if not claimed:
         return before
     default_route.settle(call.netns, claimed)
     return _amended(
-        before, [default_route.told(attachment, result, claimed) for attachment, result in before], call, node
+        before, [default_route.with_claims(attachment, result, claimed) for attachment, result in before], call, node
     )
 
 
-def give_back(told: Iterable[Told], claimed: Sequence[default_route.Claim], call: Call, node: Node) -> list[Told]:
+def restore_default_routes(
+    told: Iterable[AttachedNetwork], claimed: Sequence[default_route.Claim], call: Call, node: Node
+) -> list[AttachedNetwork]:
     """Undo `settle` for claimers that are detached: in the kernel, then in the results of those that stay."""
     before = list(told)
-    returned = default_route.give_back(call.netns, claimed)
+    returned = default_route.restore(call.netns, claimed)
     return _amended(
-        before, [default_route.regained(attachment, result, returned) for attachment, result in before], call, node
+        before, [default_route.with_restored(attachment, result, returned) for attachment, result in before], call, node
     )
 
 
-def _amended(before: Sequence[Told], now: Sequence[Result], call: Call, node: Node) -> list[Told]:
+def _amended(before: Sequence[AttachedNetwork], now: Sequence[Result], call: Call, node: Node) -> list[AttachedNetwork]:
     """Keep the results that changed; return all of them."""
     for (attachment, result), changed in zip(before, now, strict=True):
         if changed != result:
@@ -153,14 +157,14 @@ def _amended(before: Sequence[Told], now: Sequence[Result], call: Call, node: No
     return [(attachment, result) for (attachment, _), result in zip(before, now, strict=True)]
 
 
-def publish(told: Iterable[Told], netns: str, node: Node, pod: Pod | None) -> None:
+def publish_status(told: Iterable[AttachedNetwork], netns: str, node: Node, pod: Pod | None) -> None:
     """Write network-status, whole, from the results of all attachments of a pod."""
     if pod is None or node.store is None:
         return
     statuses = [
         status
         for attachment, result in told
-        for status in network_status.build(attachment, result, netns, _device(attachment, node))
+        for status in network_status.statuses(attachment, result, netns, _device(attachment, node))
     ]
     node.store.publish_status(pod, network_status.annotation(statuses))
 

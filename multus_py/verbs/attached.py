@@ -13,7 +13,7 @@ from multus_py.kernel import netlink
 from multus_py.kernel.netlink import Netlink
 from multus_py.kernel.pci import Bus
 from multus_py.kernel.virtual_functions import VirtualFunction
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 from multus_py.state.journal import Entry, Journal
 from multus_py.state.result_cache import ResultCache
 from multus_py.verbs import default_route
@@ -125,7 +125,7 @@ class Survey:
             )
             drift = [*_differences(attachment, result, ips, link.mac), *([] if link.up else ["it is down"])]
             mine = [claim for claim in claimed if claim.ifname == attachment.ifname]
-            drift += [*_lost_routes(kernel, result), *(said for _, said in default_route.lost(kernel, mine))]
+            drift += [*_lost_routes(kernel, result), *(said for _, said in default_route.missing(kernel, mine))]
             yield Interface(attachment.ifname, attachment.name, ips, link.mac, link.mtu, tuple(drift), device)
 
     def _device(self, attachment: Attachment, result: Result | None, host: Netlink) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from multus_py.cni import versions
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code, run_all, try_step
 from multus_py.cni.result import Result
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 from multus_py.state.result_cache import ResultCache
 from multus_py.verbs.plugins import Plugins
 

@@ -16,7 +16,7 @@ from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Address, Result, Route, without_default_routes
 from multus_py.kernel import netlink
 from multus_py.kernel.netlink import Link, Netlink, NetlinkError
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 
 WAITING = 0x6D70  # the table
 _UNSAID = {4: 0, 6: 1024}  # the priority that the kernel gives to a route without one (IP6_RT_PRIO_USER)
@@ -157,7 +157,7 @@ def _delete(kernel: Netlink, route: netlink.Route) -> None:
             raise
 
 
-def give_back(netns: str, claimed: Sequence[Claim]) -> tuple[tuple[str, Route], ...]:
+def restore(netns: str, claimed: Sequence[Claim]) -> tuple[tuple[str, Route], ...]:
     """Put back what yielded to *claimed*, whose interfaces are gone; return each route with its interface's name.
 
     A default route that a router had advertised comes back with its next advertisement. A namespace that is gone has
@@ -206,11 +206,11 @@ def check(netns: str, claimed: Sequence[Claim]) -> None:
     if not claimed:
         return
     with netlink.open(netns) as kernel:
-        for claim, trouble in lost(kernel, claimed):
+        for claim, trouble in missing(kernel, claimed):
             raise CniError(Code.INTERNAL, f"{claim.network}: {trouble}", "something in the pod or on its links set it")
 
 
-def lost(kernel: Netlink, claimed: Sequence[Claim]) -> Iterator[tuple[Claim, str]]:
+def missing(kernel: Netlink, claimed: Sequence[Claim]) -> Iterator[tuple[Claim, str]]:
     """Yield each claim that the kernel does not hold to any more, and what it has instead."""
     for claim in claimed:
         link, found = kernel.find_link(claim.ifname), kernel.default_routes(claim.family)
@@ -232,7 +232,7 @@ def _words(kernel: Netlink, route: netlink.Route) -> str:
     return f"{said} (from a router advertisement)" if route.protocol == netlink.RA else said
 
 
-def told(attachment: Attachment, result: Result, claimed: Sequence[Claim]) -> Result:
+def with_claims(attachment: Attachment, result: Result, claimed: Sequence[Claim]) -> Result:
     """Return *result* as it is after `settle`: no default route of a family that another attachment claimed."""
     mine = [claim for claim in claimed if claim.ifname == attachment.ifname]
     stripped = without_default_routes(result, frozenset(claim.family for claim in claimed))
@@ -240,7 +240,7 @@ def told(attachment: Attachment, result: Result, claimed: Sequence[Claim]) -> Re
     return replace(stripped, routes=stripped.routes + routes)
 
 
-def regained(attachment: Attachment, result: Result, returned: Sequence[tuple[str, Route]]) -> Result:
+def with_restored(attachment: Attachment, result: Result, returned: Sequence[tuple[str, Route]]) -> Result:
     """Return *result* as it is after `give_back`: with the default routes that are its interface's again."""
     said = [(route.dst, route.priority) for route in result.routes]  # when settling failed, nothing was taken from it
     mine = [route for ifname, route in returned if ifname == attachment.ifname]

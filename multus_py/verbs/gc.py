@@ -12,7 +12,7 @@ from functools import partial
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code, run_all
 from multus_py.plan import decide
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 from multus_py.state import journal, takeover
 from multus_py.verbs import teardown
 from multus_py.verbs.node import Node
@@ -50,7 +50,7 @@ def _collect(container_id: str, ifname: str, call: Call, node: Node) -> None:
             log.info("GC: sandbox %s (%s) is kept: its page cannot be read, and it may live", container_id, ifname)
             return
         gone = replace(call, container_id=container_id, ifname=ifname, netns=page.entry.netns if page.entry else "")
-        teardown.sandbox(page, gone, node)
+        teardown.detach_sandbox(page, gone, node)
 
 
 def _strays(node: Node, valid: frozenset[Sandbox]) -> set[str]:
@@ -65,7 +65,7 @@ def _strays(node: Node, valid: frozenset[Sandbox]) -> set[str]:
 def _collect_stray(container_id: str, call: Call, node: Node) -> None:
     """Take down what only a kept result still tells of."""
     gone = replace(call, container_id=container_id, netns="")
-    teardown.strays(node.chain.cache.attachments(container_id, ""), gone, node)
+    teardown.detach_unrecorded(node.chain.cache.attachments(container_id, ""), gone, node)
 
 
 def _sweep(call: Call, node: Node, valid: frozenset[Sandbox]) -> None:
@@ -75,7 +75,7 @@ def _sweep(call: Call, node: Node, valid: frozenset[Sandbox]) -> None:
 
 def _in_use(call: Call, node: Node) -> list[Attachment]:
     """Return one attachment of every network: the cluster's, the default network first, and those of the journal."""
-    found = {one.conflist.name: one for one in decide.attachments(call, node.config, None, node.store)}
+    found = {one.conflist.name: one for one in decide.sandbox_attachments(call, node.config, None, node.store)}
     for sandbox in node.journal.sandboxes():
         with suppress(CniError):
             for attachment in node.journal.read(*sandbox).attachments:
@@ -116,7 +116,7 @@ def _used(network: Attachment, call: Call, node: Node, valid: frozenset[Sandbox]
     for container_id, ifname in sorted(valid):
         if container_id not in found:
             kept = node.chain.cache.attachments(container_id, ifname)
-            before = takeover.attachments(node.config.cni_dir, replace(call, container_id=container_id), kept)
+            before = takeover.read_attachments(node.config.cni_dir, replace(call, container_id=container_id), kept)
             found[container_id] = (*before, *kept)
             if not found[container_id]:
                 strangers.append(container_id)

@@ -12,12 +12,12 @@ from typing import Any
 from multus_py.cni.result import IP, Interface, Result
 from multus_py.kube.store import Device
 from multus_py.plan import device_info, devices
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5,19}\Z")
 
 
-def build(
+def statuses(
     attachment: Attachment, result: Result, netns: str, told: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
     """Return the statuses of one attachment: one for each interface that its result puts into the pod.

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from multus_py.cni.call import Call
 from multus_py.config.plugin import MultusConfig
 from multus_py.kube.store import KubeStore
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 from multus_py.state.journal import Journal
 from multus_py.verbs.chain import Chain
 

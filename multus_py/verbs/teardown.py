@@ -15,7 +15,7 @@ from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, combined_error, try_step
 from multus_py.kernel import netlink
 from multus_py.plan import decide, device_info
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment, pod_ref
 from multus_py.state import journal, takeover
 from multus_py.state.journal import Entry, Failure, Page, Progress
 from multus_py.verbs.node import Node
@@ -26,14 +26,14 @@ Known = tuple[Attachment, Progress]  # an attachment, and how far its ADD came
 _REASON_KEPT = 1000  # characters of an error that are kept with a failure
 
 
-def sandbox(page: Page, call: Call, node: Node) -> tuple[Failure, ...]:
+def detach_sandbox(page: Page, call: Call, node: Node) -> tuple[Failure, ...]:
     """Detach all that is known of the sandbox on *page*, newest first; return what failed and nobody waits for.
 
     What came to be and could not be detached stays on the page, and its errors are raised together. The page is cleared
     when nothing is left.
     """
     call = _in_its_namespace(page, call)
-    there, before = known(page, call, node), page.entry or _unknown(call, node)
+    there, before = recorded_attachments(page, call, node), page.entry or _unknown(call, node)
     if page.damaged:
         page.set_aside()
     stays, failures, troubles = _detached(there, call, node)
@@ -41,7 +41,7 @@ def sandbox(page: Page, call: Call, node: Node) -> tuple[Failure, ...]:
     _keep(page, replace(before, attachments=tuple(reversed(stays)), failures=(*old, *failures)))
     if troubles:
         raise combined_error(f"sandbox {call.container_id}: left behind, to be tried again", troubles)
-    takeover.forget(node.config.cni_dir, call.container_id)
+    takeover.remove(node.config.cni_dir, call.container_id)
     return (*old, *failures)
 
 
@@ -57,21 +57,21 @@ def _in_its_namespace(page: Page, call: Call) -> Call:
     return replace(call, netns="") if not call.same_netns_allowed and netlink.is_own(call.netns) else call
 
 
-def failures(page: Page, call: Call, node: Node) -> None:
+def retry_failures(page: Page, call: Call, node: Node) -> None:
     """Try once more to take back what failed in a sandbox that goes on."""
     if page.entry and page.entry.failures:
         living = [one.ifname for one in page.entry.attachments]
         _keep(page, replace(page.entry, failures=_again(page.entry.failures, living, call, node)))
 
 
-def strays(there: Iterable[Attachment], call: Call, node: Node) -> None:
+def detach_unrecorded(there: Iterable[Attachment], call: Call, node: Node) -> None:
     """Detach what only kept results tell of."""
-    _, _, troubles = _detached([(one, journal.complete(one)) for one in there], call, node)
+    _, _, troubles = _detached([(one, journal.complete_progress(one)) for one in there], call, node)
     if troubles:
         raise combined_error(f"sandbox {call.container_id}: left behind, to be tried again", troubles)
 
 
-def detach(
+def detach_network(
     attachment: Attachment, progress: Progress, call: Call, node: Node, beside: Sequence[Attachment] | None = None
 ) -> Failure | None:
     """Run DEL for one attachment; return the failure when it never came to be, raise when it did.
@@ -81,7 +81,7 @@ def detach(
     if beside is not None:
         _name_back(attachment, [one.ifname for one in beside], call, node)
     if node.chain.cache.has(attachment, call.container_id):
-        progress = journal.complete(attachment)
+        progress = journal.complete_progress(attachment)
     elif not call.netns or journal.is_gone(call.netns):
         # Neither namespace nor result: nobody can wait for what nobody can prove.
         progress = Progress(progress.begun, 0)
@@ -119,7 +119,7 @@ def _detached(there: Sequence[Known], call: Call, node: Node) -> tuple[list[Atta
     stays, failed, troubles = [], [], []
     for attachment, progress in reversed(there):
         outcome: list[Failure | None] = []
-        if trouble := try_step(lambda: outcome.append(detach(attachment, progress, call, node, all_))):  # noqa: B023
+        if trouble := try_step(lambda: outcome.append(detach_network(attachment, progress, call, node, all_))):  # noqa: B023
             stays.append(attachment)
             troubles.append(trouble)
         failed += [failure for failure in outcome if failure]
@@ -160,7 +160,7 @@ def _keep(page: Page, entry: Entry) -> None:
 def _unknown(call: Call, node: Node) -> Entry:
     """Return the entry of a sandbox that has no readable one."""
     return Entry(
-        node.config.name, call.container_id, call.ifname, call.netns, (), decide.pod_ref(call), journal.boot(),
+        node.config.name, call.container_id, call.ifname, call.netns, (), pod_ref(call), journal.boot(),
         since=journal.uptime(),
     )  # fmt: skip
 
@@ -199,7 +199,7 @@ def _rename(attachment: Attachment, names: Sequence[str], call: Call, node: Node
             log.info("%s was renamed to %s in the pod and has its name again", attachment, found[0].name)
 
 
-def known(page: Page, call: Call, node: Node) -> list[Known]:
+def recorded_attachments(page: Page, call: Call, node: Node) -> list[Known]:
     """Return what is known of a sandbox, oldest first: from the journal, a delegates file, the kept results.
 
     What is known nowhere may have been attached without us: then it is what ADD would attach now, the cluster's
@@ -208,14 +208,14 @@ def known(page: Page, call: Call, node: Node) -> list[Known]:
     entry = page.entry
     there = [(one, entry.reached(one)) for one in entry.attachments] if entry else []
     kept = node.chain.cache.attachments(call.container_id, call.ifname, [one for one, _ in there])
-    found = [*takeover.attachments(node.config.cni_dir, call, kept), *kept]
+    found = [*takeover.read_attachments(node.config.cni_dir, call, kept), *kept]
     if page.damaged or not (entry or found):
         found += _planned_again(call, node, with_pod=page.damaged)
     seen = {one.ifname for one, _ in there}
     for attachment in found:
         if attachment.ifname not in seen:
             seen.add(attachment.ifname)
-            there.append((attachment, journal.uncertain(attachment)))
+            there.append((attachment, journal.uncertain_progress(attachment)))
     return there
 
 
@@ -224,11 +224,11 @@ def _planned_again(call: Call, node: Node, *, with_pod: bool) -> list[Attachment
     planned: list[Attachment] = []
 
     def plan_again() -> None:
-        ref = decide.pod_ref(call)
+        ref = pod_ref(call)
         pod = node.store.pod(ref) if with_pod and ref and node.store else None
         if pod and ref and ref.uid and pod.uid and ref.uid != pod.uid and not pod.is_static:
             pod = None  # another one of the same name: what it asks for the sandbox never had
-        planned.extend(decide.attachments(call, node.config, pod, node.store))
+        planned.extend(decide.sandbox_attachments(call, node.config, pod, node.store))
 
     if trouble := try_step(plan_again):
         log.warning("sandbox %s: cannot plan again: %s", call.container_id, trouble)

@@ -21,7 +21,8 @@ from multus_py.kernel import netlink
 from multus_py.kube.polled import Polled
 from multus_py.kube.store import Device, PodRef, Unavailable
 from multus_py.plan import decide
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import PLATFORM, POD, REQUEST, Attachment
+from multus_py.plan.networks import Sources
 
 LATE = {"cniVersion": "1.0.0", "name": "late", "type": "bridge", "bridge": "br1"}
 
@@ -352,13 +353,13 @@ def test_a_pod_that_ends_is_left_alone(attached, ends):
 # --- comparing --------------------------------------------------------------------------------------------------------
 
 
-def attachment(name, ifname, origin=decide.POD, **more):
+def attachment(name, ifname, origin=POD, **more):
     """Return an attachment as the journal has it."""
     conf = Conflist("n", "1.0.0", ({"type": "bridge", **more.pop("plugin", {})},))
     return Attachment(name, conf, ifname, primary=ifname == "eth0", origin=origin, **more)
 
 
-FIRST = attachment("cluster", "eth0", decide.PLATFORM, capabilities={"portMappings": [{"hostPort": 1}]})
+FIRST = attachment("cluster", "eth0", PLATFORM, capabilities={"portMappings": [{"hostPort": 1}]})
 
 
 def compared(there, asked, **config):
@@ -386,7 +387,7 @@ SAME = ([], [])
          [{"name": "a", "resourceName": "r.io/x", "container": "main"}]),
         ([attachment("default/a", "net1", plugin={"args": {"cni": {"one": 1, "own": 2}}})],
          [{"name": "a", "cni-args": {"one": 1}}]),
-        ([attachment("other", "net1", decide.PLATFORM), attachment("default/x", "hot0", decide.REQUEST)], ""),
+        ([attachment("other", "net1", PLATFORM), attachment("default/x", "hot0", REQUEST)], ""),
     ],
 )  # fmt: skip
 def test_what_is_asked_for_as_before_stays(there, asked):
@@ -434,9 +435,9 @@ def test_a_new_network_gets_a_device_that_no_other_has(running):
     given = [lambda: [Device("r.io/x", "0000:01:00.1"), Device("r.io/x", "0000:01:00.2")]]
     (choice,) = selection.parse("d@net2", "default")
     there = [attachment("default/d", "net1", device=Device("r.io/x", "0000:01:00.1"))]
-    sources = decide.Sources(node.config, node.store)
+    sources = Sources(node.config, node.store)
     call = running.stage.call("ADD", "p")
-    found = decide.beside(there, choice, call, pod, sources=sources, given=given)
-    assert ("net2", "0000:01:00.2", decide.POD) == (found.ifname, found.device.id, found.origin)
+    found = decide.additional_attachment(there, choice, call, pod, sources=sources, given=given)
+    assert ("net2", "0000:01:00.2", POD) == (found.ifname, found.device.id, found.origin)
     with pytest.raises(CniError, match="there is none for it"):
-        decide.beside([*there, found], choice, call, pod, sources=sources, given=given)
+        decide.additional_attachment([*there, found], choice, call, pod, sources=sources, given=given)

@@ -22,7 +22,7 @@ from multus_py.cni import conflist
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError
 from multus_py.kernel import netlink
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 from multus_py.state.result_cache import ResultCache
 from multus_py.verbs.chain import Chain
 from multus_py.verbs.plugins import Plugins

@@ -18,7 +18,7 @@ from multus_py.cni import conflist
 from multus_py.install import shim
 from multus_py.kernel import netlink
 from multus_py.kube.store import PodRef
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 from multus_py.state import journal
 from multus_py.state.journal import Entry
 

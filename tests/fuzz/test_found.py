@@ -18,8 +18,7 @@ from multus_py.agent.reconciling.reconciler import Reconciler
 from multus_py.cni import conflist
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code, try_step
-from multus_py.plan import decide
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment, pod_ref
 from multus_py.state import journal, takeover
 from multus_py.state.journal import Entry, Failure, Progress
 from multus_py.state.spool import Spool
@@ -139,14 +138,14 @@ def test_a_delegates_file_that_cannot_be_removed(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(CniError, match="cannot remove the delegates file"):
-        takeover.forget(tmp_path, "c1")
+        takeover.remove(tmp_path, "c1")
 
 
 def test_a_pod_whose_name_is_no_text(stage: Stage) -> None:
     """A pod name of any bytes is one that the store does not know."""
     stage.pod("p")
     call = replace(stage.call("ADD"), args=(("K8S_POD_NAME", os.fsdecode(b"\xff")),))
-    ref = decide.pod_ref(call)
+    ref = pod_ref(call)
     assert ref
     with pytest.raises(CniError):
         stage.node().store.pod(ref)
@@ -182,7 +181,7 @@ def test_a_plugin_that_says_zero_bytes(stage: Stage) -> None:
     assert "\0" in stage.node().journal.read("c1", "eth0").failures[0].reason
     stage.plugins.plugin("scripted")
     with stage.node().journal.page("c1", "eth0") as page:
-        assert teardown.sandbox(page, stage.call("DEL"), stage.node()) == ()
+        assert teardown.detach_sandbox(page, stage.call("DEL"), stage.node()) == ()
 
 
 def test_a_length_of_thousands_of_digits(running_daemon: Path) -> None:

@@ -18,7 +18,7 @@ from story import Stage
 from multus_py.agent.reconciling import reconciler
 from multus_py.cni import conflist
 from multus_py.cni.errors import try_step
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 from multus_py.state import journal
 from multus_py.state.journal import Entry, Failure, Progress
 from multus_py.state.spool import Spool, Tombstone
@@ -120,7 +120,7 @@ def test_what_remains_is_what_failed(
     call = stage.call("DEL", container=entry.container_id, netns="/proc/self/ns/net" if lives else "")
     with node.journal.page(entry.container_id, entry.ifname) as page:
         page.write(entry)
-        trouble = try_step(lambda: teardown.sandbox(page, call, node))
+        trouble = try_step(lambda: teardown.detach_sandbox(page, call, node))
         there = page.entry
         page.clear()
     assert tuple(sorted(mark for _, mark in faulty.asked)) == left.asked
@@ -187,7 +187,7 @@ def test_a_sealed_page_of_any_shape_is_read_or_damaged(stage: Stage, lines: list
     path.write_bytes(b"".join(map(_sealed, lines)) + torn)
     with node.journal.page("c", "eth0") as page:
         entry = page.entry
-        trouble = try_step(lambda: teardown.sandbox(page, stage.call("DEL", container="c"), node))
+        trouble = try_step(lambda: teardown.detach_sandbox(page, stage.call("DEL", container="c"), node))
         assert trouble is None or "internal error" not in trouble.msg, trouble
     assert not (
         entry and trouble is None and entry.attachments and path.exists() and node.journal.read("c", "eth0").attachments

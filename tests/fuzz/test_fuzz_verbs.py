@@ -22,7 +22,7 @@ from multus_py.cni.errors import CniError
 from multus_py.config import plugin as configs
 from multus_py.entry import plugin
 from multus_py.kernel import netlink
-from multus_py.verbs import verbs
+from multus_py.verbs import handlers
 from multus_py.verbs.node import Node
 
 IPAM = {
@@ -78,7 +78,7 @@ class Ground:
             environment, (config if isinstance(config, str) else json.dumps(config)).encode(errors="surrogatepass")
         )
         settings = configs.parse(call.config)
-        verbs.STORIES[call.verb](replace(call, path=settings.path(call.path)), self._node(settings))
+        handlers.HANDLERS[call.verb](replace(call, path=settings.path(call.path)), self._node(settings))
 
     def _node(self, settings: configs.MultusConfig) -> Node:
         clock = itertools.count(step=5)  # nobody waits in earnest

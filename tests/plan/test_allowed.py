@@ -32,7 +32,7 @@ def refusal(stage, config, settings, networks="n", namespace="tenant", **annotat
     node = stage.node(**settings)
     pod = node.store.pod(PodRef(namespace, "p"))
     try:
-        decide.attachments(stage.call("ADD", f"{namespace}/p"), node.config, pod, node.store)
+        decide.sandbox_attachments(stage.call("ADD", f"{namespace}/p"), node.config, pod, node.store)
     except CniError as error:
         assert 7 == error.code
         return str(error)

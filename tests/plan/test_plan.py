@@ -12,6 +12,7 @@ from multus_py.agent.reconciling import hotplug
 from multus_py.cni.errors import CniError
 from multus_py.kube.store import PodRef
 from multus_py.plan import decide
+from multus_py.plan.networks import NoNetwork
 
 BRIDGE = {"cniVersion": "1.0.0", "type": "bridge"}
 DEFAULT = {"cniVersion": "0.4.0", "name": "cluster", "type": "ptp"}
@@ -31,7 +32,7 @@ def planned(stage, networks="", namespace="default", settings=None, **annotation
     stage.pod("p", networks, namespace, **annotations)
     node = stage.node(**(settings or {}))
     pod = node.store.pod(PodRef(namespace, "p"))
-    return decide.attachments(stage.call("ADD", f"{namespace}/p"), node.config, pod, node.store)
+    return decide.sandbox_attachments(stage.call("ADD", f"{namespace}/p"), node.config, pod, node.store)
 
 
 def refusal(stage, *args, **more):
@@ -175,7 +176,7 @@ def test_what_is_asked_and_no_plugin_would_be_told_is_refused(stage, chain, aske
     assert advice.format(f'"capabilities": {{"{capability}": true}}') in error.details
     node = stage.node()
     pod = node.store.pod(PodRef("default", "p"))
-    assert 2 == len(decide.attachments(stage.call("DEL", "default/p"), node.config, pod, node.store))
+    assert 2 == len(decide.sandbox_attachments(stage.call("DEL", "default/p"), node.config, pod, node.store))
 
 
 @pytest.mark.parametrize(
@@ -205,8 +206,8 @@ def test_a_delegate_request_is_held_to_the_same(stage):
     node, config = stage.node(), {"cniVersion": "1.0.0", "name": "d", "type": "ipvlan"}
     add, gone = (replace(stage.call(verb, "p"), config=config, ifname="net1") for verb in ("ADD", "DEL"))
     with pytest.raises(CniError, match="'mac' is asked for"):
-        hotplug.wanted(add, MAC, node, None)
-    assert "net1" == hotplug.wanted(gone, MAC, node, None).ifname
+        hotplug.requested_attachment(add, MAC, node, None)
+    assert "net1" == hotplug.requested_attachment(gone, MAC, node, None).ifname
 
 
 def test_the_default_network_annotation_replaces_the_primary(stage):
@@ -311,7 +312,7 @@ def test_an_empty_definition_is_read_from_conf_dir(stage, tmp_path):
     stage.definition("empty", "")
     stage.definition("lost", "")
     assert ("vlan",) == planned(stage, "empty")[1].conflist.types
-    assert isinstance(refusal(stage, "lost"), decide.NoNetwork)
+    assert isinstance(refusal(stage, "lost"), NoNetwork)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from story import Stage, namespace
 from multus_py.agent.reconciling.reconciler import Reconciler
 from multus_py.cni import conflist
 from multus_py.cni.errors import CniError
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 from multus_py.state import journal
 from multus_py.state.journal import Entry, Journal
 from multus_py.state.spool import Spool

@@ -14,7 +14,7 @@ from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError
 from multus_py.config import plugin
 from multus_py.kube.store import PodRef
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 from multus_py.state import journal, result_cache, takeover
 from multus_py.state.journal import Entry, Journal
 from multus_py.state.result_cache import ResultCache

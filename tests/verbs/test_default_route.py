@@ -246,7 +246,7 @@ def test_a_network_plugged_in_later_hears_no_router_either(stage):
     stage.pod("p", '[{"name":"b","default-route":["10.89.0.1","fd89::1"]},{"name":"d"}]')
     node = stage.node()
     pod, call = node.store.pod(PodRef("default", "p")), stage.call("ADD", "p")
-    added = decide.attachments(call, node.config, pod, node.store)[-1]
+    added = decide.sandbox_attachments(call, node.config, pod, node.store)[-1]
     netlink.visit(stage.settings["host"], lambda: hotplug.plug(added, call, node, pod))
     everywhere(stage)
     assert {(4, "net1", "10.89.0.1"), (6, "net1", "fd89::1")} == defaults(stage)
@@ -279,7 +279,7 @@ def test_routers_are_heard_again_when_the_claimer_goes(stage):
     assert [(6, "net1", "fd89::1")] == [route for route in defaults(stage) if route[0] == 6]
     default_route.settle(stage.netns, [claim])  # once more changes nothing
     netlink.remove_links(stage.netns, ["net1"])
-    default_route.give_back(stage.netns, [claim])
+    default_route.restore(stage.netns, [claim])
     settings = [f"net/ipv6/conf/{name}/accept_ra_defrtr" for name in ("eth0", "net2")]
     assert ["0", "1"] == netlink.visit(stage.netns, lambda: [netlink.read_sysctl(name) for name in settings])
     heard(stage, "br2", "fd75::/64", "net2")
@@ -333,5 +333,5 @@ def test_equal_default_routes_all_come_back(stage):
     with netlink.open(stage.netns) as kernel:
         for route in kernel.default_routes(4):
             kernel.delete_route(route)
-    default_route.give_back(stage.netns, [claim])
+    default_route.restore(stage.netns, [claim])
     assert before == ways_out(stage)

@@ -22,7 +22,8 @@ from multus_py.kernel import netlink
 from multus_py.kube.store import PodRef
 from multus_py.state import journal
 from multus_py.state.spool import Spool
-from multus_py.verbs import plugins, verbs
+from multus_py.verbs import plugins
+from multus_py.verbs.add import add
 
 REFERENCE = Path("/usr/lib/cni")
 NO = {"error": {"code": 100, "msg": "scripted no"}}
@@ -525,6 +526,6 @@ def test_the_sweep_finds_plugins_where_add_found_them(stage, tmp_path):
         call = replace(
             stage.call("ADD", "p", netns=gone), path=(str(elsewhere.folder / "bin"), str(stage.folder / "bin"))
         )
-        netlink.visit(stage.settings["host"], lambda: verbs.add(call, stage.node()))
+        netlink.visit(stage.settings["host"], lambda: add(call, stage.node()))
     Reconciler(Spool(stage.folder), lambda tombstone: None, lambda kind: None).release_dead(stage.node())
     assert ([], []) == (elsewhere.plugins.held(), pages(stage))

@@ -7,7 +7,7 @@ import pytest
 
 from multus_py.cni import conflist
 from multus_py.cni import result as results
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 from multus_py.verbs import network_status
 
 NETNS = "/run/netns/pod"
@@ -17,7 +17,7 @@ CONF = conflist.parse({"cniVersion": "1.0.0", "name": "cluster", "type": "x"})
 def statuses(body, primary=True, ifname="eth0"):
     """Return the statuses of one attachment whose result is *body*."""
     attachment = Attachment("cluster", CONF, ifname, primary)
-    return network_status.build(attachment, results.read(body, "0.4.0"), NETNS)
+    return network_status.statuses(attachment, results.read(body, "0.4.0"), NETNS)
 
 
 def ip(address, interface=None, gateway=None):

@@ -17,7 +17,7 @@ from pathlib import Path
 from multus_py.cni import serve
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, to_cni_error
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 from multus_py.state.result_cache import ResultCache
 from multus_py.verbs import plugins
 from multus_py.verbs.chain import Chain

@@ -20,7 +20,7 @@ from multus_py.agent.concurrency.lanes import Lanes
 from multus_py.agent.concurrency.worker_process import MESSAGE, READY, Answer, Task
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
-from multus_py.plan.decide import Attachment
+from multus_py.plan.attachment import Attachment
 from multus_py.verbs.chain import Chain
 from multus_py.verbs.node import Done
 

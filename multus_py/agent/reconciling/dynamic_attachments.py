@@ -22,9 +22,10 @@ from multus_py.config.plugin import MultusConfig
 from multus_py.config.selection import Selection
 from multus_py.kube.store import NETWORKS, NetworkDefinition, NotFound, Pod, PodRef
 from multus_py.plan import capabilities, decide, devices
-from multus_py.plan.decide import Attachment, NoNetwork
-from multus_py.state.journal import Entry, Journal, complete
-from multus_py.verbs import attach, verbs
+from multus_py.plan.attachment import OTHER, PLATFORM, POD, Attachment
+from multus_py.plan.networks import NoNetwork, Sources
+from multus_py.state.journal import Entry, Journal, complete_progress
+from multus_py.verbs import attach, events
 from multus_py.verbs.node import Node
 
 log = logging.getLogger("multus_py")
@@ -58,7 +59,7 @@ def compare(
     the platform's config, a `/delegate` request or another program brought is never detached.
     """
     primary = next((item for item in there if item.primary), None)
-    left = [item for item in there if not item.primary and item.origin != decide.PLATFORM]
+    left = [item for item in there if not item.primary and item.origin != PLATFORM]
     new = []
     # Who names an interface chooses first: another network of that name would take it for its own.
     for n, choice in sorted(enumerate(asked), key=lambda one: not one[1].interface):
@@ -109,7 +110,7 @@ def _has_wishes(item: Attachment, asked: Mapping[str, Any], runtimes: Mapping[st
 def _is_the_pods(item: Attachment, config: MultusConfig) -> bool:
     """Tell whether an annotation brought a network. Of a page that an earlier build wrote, the name has to tell."""
     if item.origin:
-        return item.origin == decide.POD
+        return item.origin == POD
     platform = {f"{config.multus_namespace}/{name}" for name in (config.cluster_network, *config.default_networks)}
     return "/" in item.name and item.name not in platform
 
@@ -119,7 +120,7 @@ def _half(entry: Entry, node: Node) -> list[str]:
     return [
         item.ifname
         for item in entry.attachments
-        if entry.reached(item) != complete(item) and not node.chain.cache.has(item, entry.container_id)
+        if entry.reached(item) != complete_progress(item) and not node.chain.cache.has(item, entry.container_id)
     ]
 
 
@@ -139,7 +140,7 @@ def _follows(entry: Entry, pod: Pod) -> bool:
     if pod.deleted or pod.phase in _ENDED or entry.is_gone():
         return False
     # Of a sandbox that another program attached, only what came by /delegate is surely known.
-    return any(item.primary and item.origin != decide.OTHER for item in entry.attachments)
+    return any(item.primary and item.origin != OTHER for item in entry.attachments)
 
 
 def _sandboxes(journal: Journal) -> Iterator[Entry]:
@@ -300,7 +301,9 @@ class _Look:
         asked = _asked(self.pod)
         change = compare(entry.attachments, asked, self.node.config, _half(entry, self.node))
         if self.failing.status_is_old:
-            attach.publish(attach.kept(entry.attachments, call, self.node), call.netns, self.node, self.pod)
+            attach.publish_status(
+                attach.cached_results(entry.attachments, call, self.node), call.netns, self.node, self.pod
+            )
             self.failing.status_is_old = False
         stuck = [item for item in reversed(change.unplug) if not self._unplug(item, call)]
         there = [item for item in entry.attachments if item not in change.unplug or item in stuck]
@@ -328,8 +331,8 @@ class _Look:
         name = f"{choice.namespace}/{choice.name}"
         try:
             given = attach.device_sources(call, node, pod) or ()
-            attachment = decide.beside(
-                there, choice, call, pod, sources=decide.Sources(node.config, node.store), given=given
+            attachment = decide.additional_attachment(
+                there, choice, call, pod, sources=Sources(node.config, node.store), given=given
             )
             result = hotplug.plug(attachment, call, node, pod)
         except hotplug.Gone:
@@ -338,7 +341,7 @@ class _Look:
             reason = "NoNetworkFound" if isinstance(error, NoNetwork) else "FailedAttach"
             self._failed(reason, name, choice.interface, error)
             return []
-        self._tell("Normal", "AddedInterface", verbs.added(attachment, result))
+        self._tell("Normal", "AddedInterface", events.added(attachment, result))
         return [attachment]
 
     def _failed(self, reason: str, network: str, ifname: str, error: Exception) -> None:

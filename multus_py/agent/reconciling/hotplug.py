@@ -14,8 +14,9 @@ from multus_py.cni.result import Result
 from multus_py.config import selection
 from multus_py.kube.store import Pod
 from multus_py.plan import decide
-from multus_py.plan.decide import Attachment
-from multus_py.state.journal import Entry, Failure, Page, Progress, boot, complete, uncertain, uptime
+from multus_py.plan.attachment import OTHER, Attachment, pod_ref
+from multus_py.plan.networks import Sources
+from multus_py.state.journal import Entry, Failure, Page, Progress, boot, complete_progress, uncertain_progress, uptime
 from multus_py.verbs import attach, default_route, teardown
 from multus_py.verbs.node import Node
 
@@ -52,10 +53,10 @@ def sandbox(call: Call, node: Node, adopt: Callable[[], bool]) -> Iterator[tuple
             yield page, page.entry
             return
         whole = replace(call, ifname=PRIMARY)
-        there = [replace(one, origin=decide.OTHER) for one, _ in teardown.known(page, whole, node)]
+        there = [replace(one, origin=OTHER) for one, _ in teardown.recorded_attachments(page, whole, node)]
         yield page, Entry(
-            node.config.name, call.container_id, PRIMARY, call.netns, tuple(there), decide.pod_ref(call), boot(),
-            progress={one.ifname: uncertain(one) for one in there}, since=uptime(), path=call.path,
+            node.config.name, call.container_id, PRIMARY, call.netns, tuple(there), pod_ref(call), boot(),
+            progress={one.ifname: uncertain_progress(one) for one in there}, since=uptime(), path=call.path,
         )  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def plug(attachment: Attachment, call: Call, node: Node, pod: Pod | None, adopt:
             try:
                 told = _attach(page, grown.attachments, call, node)
                 results.write(told[-1][1], call.version)  # before anybody is told: an old version cannot say all
-                attach.publish(told, call.netns, node, pod)
+                attach.publish_status(told, call.netns, node, pod)
             except BaseException as error:
                 if trouble := try_step(lambda: _take_back(page, entry, call, node)):
                     error.add_note(f"and could not be taken back yet, the pod's DEL will: {trouble}")
@@ -83,13 +84,13 @@ def plug(attachment: Attachment, call: Call, node: Node, pod: Pod | None, adopt:
     return told[-1][1]
 
 
-def _attach(page: Page, attachments: Sequence[Attachment], call: Call, node: Node) -> list[attach.Told]:
+def _attach(page: Page, attachments: Sequence[Attachment], call: Call, node: Node) -> list[attach.AttachedNetwork]:
     """Attach the last of *attachments*, the others are there; return all with their results."""
     *before, new = attachments
-    attach.beside(page, before, new, call, node)
-    page.done(new, *complete(new))
+    attach.attach_one(page, before, new, call, node)
+    page.done(new, *complete_progress(new))
     claimed = default_route.claims(attachments)  # a default route that comes with the new one yields to those before it
-    return attach.settle(attach.kept(attachments, call, node), claimed, call, node)
+    return attach.settle_default_routes(attach.cached_results(attachments, call, node), claimed, call, node)
 
 
 def _take_back(page: Page, before: Entry, call: Call, node: Node) -> None:
@@ -119,7 +120,7 @@ def unplug(ifname: str, call: Call, node: Node, pod: Pod | None, adopt: Callable
         left = _without(found, entry)
         failure, told = _detach(found, entry.reached(found), left, call, node)
         page.write(_failed(left, failure))
-        attach.publish(told, call.netns, node, pod)
+        attach.publish_status(told, call.netns, node, pod)
     return True
 
 
@@ -133,23 +134,23 @@ def _without(attachment: Attachment, entry: Entry) -> Entry:
 
 def _detach(
     attachment: Attachment, progress: Progress, left: Entry, call: Call, node: Node
-) -> tuple[Failure | None, list[attach.Told]]:
+) -> tuple[Failure | None, list[attach.AttachedNetwork]]:
     """Detach one network and give back the default routes that it claimed; return what is *left* with its results."""
-    failure = teardown.detach(attachment, progress, call, node, left.attachments)
-    kept = attach.kept(left.attachments, call, node)
-    return failure, attach.give_back(kept, default_route.claims([attachment]), call, node)
+    failure = teardown.detach_network(attachment, progress, call, node, left.attachments)
+    kept = attach.cached_results(left.attachments, call, node)
+    return failure, attach.restore_default_routes(kept, default_route.claims([attachment]), call, node)
 
 
-def wanted(call: Call, asked: Mapping[str, Any], node: Node, pod: Pod | None) -> Attachment:
+def requested_attachment(call: Call, asked: Mapping[str, Any], node: Node, pod: Pod | None) -> Attachment:
     """Return the attachment that a `/delegate` request describes: the delegate's own config, and the wishes *asked*.
 
     The request has no word for a device or a default route, multus-cni's neither: the config names its device itself,
     and an annotation that is followed has both.
     """
-    conf = decide.Sources(node.config, node.store).conflist(call.config, "delegate request")
+    conf = Sources(node.config, node.store).conflist(call.config, "delegate request")
     wishes = {key: value for key, value in asked.items() if key in ("ips", "mac", "cni-args") and value}
     element = {"name": "delegate", "interface": call.ifname, **wishes}
     (choice,) = selection.parse(json.dumps([element]), "default", "interfaceAttributes")
-    return decide.one_more(
+    return decide.requested_attachment(
         conf, replace(choice, name=conf.name, namespace=pod.namespace if pod else ""), call, node.config, pod
     )

@@ -18,7 +18,7 @@ from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code, try_step
 from multus_py.kernel import netlink
 from multus_py.kube.store import NETWORKS, Pod
-from multus_py.state.journal import Entry, Page, complete, is_gone, uncertain
+from multus_py.state.journal import Entry, Page, complete_progress, is_gone, uncertain_progress
 from multus_py.state.spool import Spool, Tombstone
 from multus_py.verbs import attach, default_route, teardown
 from multus_py.verbs.node import Node
@@ -157,10 +157,10 @@ class Reconciler:
                 return
             if entry.attachments and not entry.is_gone():
                 if pending:
-                    teardown.failures(page, call_for(entry, "DEL", node), node)
+                    teardown.retry_failures(page, call_for(entry, "DEL", node), node)
                     _raise_pending(page)
                 return
-            teardown.sandbox(page, call_for(entry, "DEL", node), node)
+            teardown.detach_sandbox(page, call_for(entry, "DEL", node), node)
             _raise_pending(page)
         if entry.attachments:
             log.info("sandbox %s (%s): its namespace was gone, released", *sandbox)
@@ -172,7 +172,7 @@ class Reconciler:
         """Take down a sandbox whose page cannot be trusted, when its results name namespaces that are all gone."""
         namespaces = node.chain.cache.namespaces(sandbox[0])
         if page.damaged and namespaces and all(map(is_gone, namespaces)):
-            teardown.sandbox(page, Call("DEL", *sandbox[:1], "", sandbox[1], (), (node.config.bin_dir,)), node)
+            teardown.detach_sandbox(page, Call("DEL", *sandbox[:1], "", sandbox[1], (), (node.config.bin_dir,)), node)
             _raise_pending(page)
             log.info("sandbox %s (%s): its page was damaged and its namespace gone, released", *sandbox)
             self.count("released")
@@ -268,13 +268,15 @@ def heal(entry: Entry, node: Node, pod: Pod) -> None:
         there, lost = page.entry.attachments, missing(page.entry)
         for attachment in there:
             if attachment.ifname in lost:
-                teardown.detach(attachment, page.entry.reached(attachment), call, node, there)
-                page.begun(attachment, *uncertain(attachment))
+                teardown.detach_network(attachment, page.entry.reached(attachment), call, node, there)
+                page.begun(attachment, *uncertain_progress(attachment))
                 node.chain.add(attachment, call)
-                page.begun(attachment, *complete(attachment))
+                page.begun(attachment, *complete_progress(attachment))
                 log.info("sandbox %s: %s attached again", entry.container_id, attachment.ifname)
-        told = attach.settle(attach.kept(there, call, node), default_route.claims(there), call, node)
-        attach.publish(told, call.netns, node, pod)
+        told = attach.settle_default_routes(
+            attach.cached_results(there, call, node), default_route.claims(there), call, node
+        )
+        attach.publish_status(told, call.netns, node, pod)
 
 
 def call_for(entry: Entry, verb: str, node: Node) -> Call:

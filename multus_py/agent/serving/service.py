@@ -22,11 +22,11 @@ from multus_py.cni.executables import Executables
 from multus_py.config import plugin as configs
 from multus_py.config.daemon import DaemonConfig
 from multus_py.kube.store import KubeStore, NotFound, Pod
-from multus_py.plan import decide
-from multus_py.state.journal import Journal, complete
+from multus_py.plan.attachment import pod_ref
+from multus_py.state.journal import Journal, complete_progress
 from multus_py.state.result_cache import ResultCache
 from multus_py.state.spool import Tombstone
-from multus_py.verbs import teardown, verbs
+from multus_py.verbs import handlers, teardown
 from multus_py.verbs.chain import Chain
 from multus_py.verbs.node import Node
 from multus_py.verbs.plugins import Plugins
@@ -91,7 +91,7 @@ class Service:
         self._refuse_unready(call.verb)
         self._ended.note(call)
         node, call = self.node(call)
-        return self.lanes.run(call, partial(verbs.STORIES[call.verb], call, node))
+        return self.lanes.run(call, partial(handlers.HANDLERS[call.verb], call, node))
 
     def delegate(self, env: Mapping[str, str], stdin: bytes, asked: dict[str, Any]) -> dict[str, Any] | None:
         """Attach, detach, check or ask for the status of one more network; its config is on standard input."""
@@ -111,13 +111,13 @@ class Service:
         if call.verb == "GC":
             raise CniError(Code.INVALID_ENVIRONMENT, "/delegate has no GC")
         pod = self._pod(call) if call.verb in ("ADD", "DEL") else None
-        attachment = hotplug.wanted(call, asked, node, pod)
+        attachment = hotplug.requested_attachment(call, asked, node, pod)
         adopt = partial(self._may_adopt, call, pod)
         if call.verb == "ADD":
             return results.write(hotplug.plug(attachment, call, node, pod, adopt), call.version)
         if call.verb == "DEL":
             if not self._unplugged(call, node, pod, adopt):
-                teardown.detach(attachment, complete(attachment), call, node)
+                teardown.detach_network(attachment, complete_progress(attachment), call, node)
         elif call.verb == "CHECK":
             node.chain.check(attachment, call)
         else:
@@ -173,7 +173,7 @@ class Service:
         return self.node(Call("STATUS", config={"cniVersion": "1.1.0", "name": "multus-py"}))[0]
 
     def _pod(self, call: Call) -> Pod | None:
-        ref = decide.pod_ref(call)
+        ref = pod_ref(call)
         if ref is None or self.store is None:
             return None
         try:
