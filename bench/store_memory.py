@@ -157,8 +157,8 @@ def main() -> None:
 
 def measure(asked: argparse.Namespace, kubeconfig: Path, port: int, relists: Any, updates: Any) -> None:
     """Run the store against the double and print a row for each stage."""
-    from multus_py.kube.cached_apiserver import Watched
-    from multus_py.kube.reflector import Tempo
+    from multus_py.kube.cached_apiserver import CachedApiServer
+    from multus_py.kube.reflector import Timing
 
     def row(stage: str) -> None:
         spent = time.process_time() - row.spent  # type: ignore[attr-defined]
@@ -180,7 +180,7 @@ def measure(asked: argparse.Namespace, kubeconfig: Path, port: int, relists: Any
     told, lists = [0], Lists()
     logging.getLogger("multus_py").addHandler(lists)
     logging.getLogger("multus_py").setLevel(logging.INFO)
-    store = Watched(str(kubeconfig), 10, "node", Tempo(first=0.01, longest=0.05))
+    store = CachedApiServer(str(kubeconfig), 10, "node", Timing(first_pause=0.01, longest_pause=0.05))
 
     def count(*_: object) -> None:
         told[0] += 1

@@ -99,7 +99,7 @@ def test_the_list_in_security_md_is_one_that_we_read() -> None:
 def test_the_examples_load(tmp_path: Path) -> None:
     """Every manifest is read, and every network that a pod asks for is defined there."""
     manifests = Manifests(EXAMPLES, tmp_path)
-    assert manifests.troubles() == []
+    assert manifests.problems() == []
     defined = {definition.name for definition in manifests.definitions()}
     asked = [pod.annotations[NETWORKS] for pod in manifests.pods()]
     assert len(asked) == 3

@@ -336,14 +336,14 @@ def _is_to_leave(config: DaemonConfig, keeper: "Keeper | None") -> bool:
         log.warning("our conf stays: POD_NAMESPACE and POD_NAME, and an API server, would tell whose pod this is")
         return False
     from multus_py.kube import daemonset
-    from multus_py.kube.session import Account
+    from multus_py.kube.session import Client
 
     try:
         if keeper:
             keeper.vouch(
                 _FAREWELL / 2
             )  # who has no certificate is refused everything, and not because the DaemonSet is gone
-        return daemonset.is_deleted(Account(_kubeconfig(config, settings)), ref, _FAREWELL)
+        return daemonset.is_deleted(Client(_kubeconfig(config, settings)), ref, _FAREWELL)
     except CniError as error:
         log.warning("our conf stays: %s", error)
         return False
@@ -358,9 +358,9 @@ def _store(config: DaemonConfig) -> KubeStore | None:
         return Polled(Path(settings.manifests), settings.cni_dir / "pods")
     kubeconfig = _kubeconfig(config, settings)
     if kubeconfig or os.environ.get("KUBERNETES_SERVICE_HOST"):
-        from multus_py.kube.cached_apiserver import Watched
+        from multus_py.kube.cached_apiserver import CachedApiServer
 
-        return Watched(kubeconfig, settings.api_deadline, _node_name(settings))
+        return CachedApiServer(kubeconfig, settings.api_deadline, _node_name(settings))
     return None
 
 
@@ -374,7 +374,7 @@ def _keeper(config: DaemonConfig, tell: Callable[[str, str, str], None]) -> "Kee
 
     settings = configs.parse({"name": "multus-py", **config.overlay})
     first = config.certificate.bootstrap or settings.kubeconfig
-    bootstrap = partial(kubeconfig.read, Path(first)) if first else partial(kubeconfig.of_pod, os.environ)
+    bootstrap = partial(kubeconfig.read, Path(first)) if first else partial(kubeconfig.in_cluster, os.environ)
     world = World(bootstrap, Clock(time.monotonic, time.time), tell)
     return Keeper(config.certificate, _node_name(settings), world)
 

@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar
 from multus_py.cni.errors import Code
 from multus_py.cni.text import one_line
 from multus_py.kube import dra, objects
-from multus_py.kube.http import Again, Ask, Conflict, Request
-from multus_py.kube.session import COMPONENT, Account, load_packages
+from multus_py.kube.http import Conflict, Request, Retryable, Send
+from multus_py.kube.session import COMPONENT, Client, load_packages
 from multus_py.kube.store import NETWORK_STATUS, Device, NetworkDefinition, NotFound, Pod, PodRef, Unavailable
 
 MESSAGE_LIMIT = 1024  # bytes of an Event's message: core/v1 Event
@@ -32,7 +32,7 @@ class ApiServer:
     def __init__(
         self, kubeconfig: str | None, deadline: float, node: str = "", now: Callable[[], int] = time.time_ns
     ) -> None:
-        self.account = Account(kubeconfig)
+        self.client = Client(kubeconfig)
         self._deadline = deadline
         self._node = node
         self._now = now
@@ -41,32 +41,32 @@ class ApiServer:
         """Return the pod as the API server has it now."""
         doing = f"read pod {ref}"
         request = Request("GET", objects.pod_path(ref.namespace, ref.name, doing), doing, "get pods")
-        return self._within(doing, lambda ask: objects.read_pod(_whole(ask(request), doing), doing))
+        return self._within(doing, lambda send: objects.read_pod(_whole(send(request), doing), doing))
 
     def definition(self, namespace: str, name: str) -> NetworkDefinition:
         """Return the definition as the API server has it now."""
         doing = f"read NetworkAttachmentDefinition {namespace}/{name}"
         path = objects.definition_path(namespace, name, doing)
         request = Request("GET", path, doing, "get network-attachment-definitions.k8s.cni.cncf.io")
-        return self._within(doing, lambda ask: objects.read_definition(_whole(ask(request), doing), doing))
+        return self._within(doing, lambda send: objects.read_definition(_whole(send(request), doing), doing))
 
     def claimed(self, pod: Pod) -> tuple[Device, ...]:
         """Return the devices of the pod's ResourceClaims as the API server has them now."""
-        return self._within(f"read the resource claims of pod {pod.ref}", lambda ask: dra.devices(ask, pod))
+        return self._within(f"read the resource claims of pod {pod.ref}", lambda send: dra.devices(send, pod))
 
     def pods_here(self) -> list[Pod]:
         """Return the pods of this node as the API server has them now."""
         mine = objects.pods_of(self._node)
         doing = f"list the {mine.noun}"
         return self._within(
-            doing, lambda ask: [mine.read(each, doing) for page in mine.pages(ask) for each in page.items]
+            doing, lambda send: [mine.read(each, doing) for page in mine.pages(send) for each in page.items]
         )
 
     def publish_status(self, pod: Pod, text: str) -> None:
         """Write the annotation through pods/status; `NotFound` when the pod went away or was replaced."""
-        self.published(pod, text)
+        self.patch_status(pod, text)
 
-    def published(self, pod: Pod, text: str) -> Pod:
+    def patch_status(self, pod: Pod, text: str) -> Pod:
         """Publish the status as `publish_status` does, and return the pod as it is then."""
         doing = f"publish the network-status of pod {pod.ref}"
         path = objects.pod_path(pod.namespace, pod.name, doing)
@@ -82,34 +82,34 @@ class ApiServer:
             "application/merge-patch+json",
         )
 
-        def publish(ask: Ask) -> Pod:
+        def publish(send: Send) -> Pod:
             try:
-                return objects.read_pod(_whole(ask(patch), doing), doing)
+                return objects.read_pod(_whole(send(patch), doing), doing)
             except Conflict as conflict:
-                if pod.uid and (uid := objects.read_pod(_whole(ask(read), doing), doing).uid) != pod.uid:
+                if pod.uid and (uid := objects.read_pod(_whole(send(read), doing), doing).uid) != pod.uid:
                     raise NotFound(
                         Code.INVALID_ENVIRONMENT, f"cannot {doing}: it was replaced, uid {pod.uid} is now {uid}"
                     ) from conflict
-                raise Again(conflict.msg, "another writer changes the pod at the same time") from conflict
+                raise Retryable(conflict.msg, "another writer changes the pod at the same time") from conflict
 
         return self._within(doing, publish)
 
     def event(self, pod: Pod, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """Create a core/v1 Event about the pod."""
-        self.tell(self.written(pod, kind, reason, message))
+        self.create_event(self.build_event(pod, kind, reason, message))
 
-    def written(self, pod: Pod, kind: Literal["Normal", "Warning"], reason: str, message: str) -> Request:
+    def build_event(self, pod: Pod, kind: Literal["Normal", "Warning"], reason: str, message: str) -> Request:
         """Return the request that `tell` sends: its name and time are those of now."""
         doing = f"tell Event {reason} about pod {pod.ref}"
         path = objects.events_path(pod.namespace, pod.name, doing)
         return Request("POST", path, doing, "create events", self._event(pod, kind, reason, message))
 
-    def tell(self, event: Request) -> None:
+    def create_event(self, event: Request) -> None:
         """Create the Event that was `written`."""
 
-        def create(ask: Ask) -> None:
+        def create(send: Send) -> None:
             try:
-                ask(event)
+                send(event)
             except Conflict:
                 # The name is ours alone: an earlier try, whose answer was lost, did create it.
                 return
@@ -143,7 +143,7 @@ class ApiServer:
             "count": 1,
         }
 
-    def _within(self, doing: str, errand: Callable[[Ask], T]) -> T:
+    def _within(self, doing: str, errand: Callable[[Send], T]) -> T:
         """Run the errand of one verb on a thread of its own, and leave it behind when the deadline passes.
 
         Neither the lookup of a host name nor a credential command nor an answer that drips takes a timeout.
@@ -170,7 +170,7 @@ class ApiServer:
                 "look at the API server and at the way to it; apiDeadline gives it more time",
             ) from cause
 
-    def _persistently(self, errand: Callable[[Ask], T], until: float, troubles: list[str]) -> T:
+    def _persistently(self, errand: Callable[[Send], T], until: float, troubles: list[str]) -> T:
         """Repeat the errand while the server is busy or out of reach, as long as a further try fits in the time.
 
         What kept each try from succeeding is added to *troubles*.
@@ -182,21 +182,21 @@ class ApiServer:
         def wait(state: RetryCallState) -> float:
             trouble = state.outcome.exception() if state.outcome else None
             troubles.append(str(trouble))
-            asked = trouble.after if isinstance(trouble, Again) else None
+            asked = trouble.after if isinstance(trouble, Retryable) else None
             return backoff(state) if asked is None else asked
 
         retrying = Retrying(
-            retry=retry_if_exception_type(Again),
+            retry=retry_if_exception_type(Retryable),
             wait=wait,
             stop=lambda state: time.monotonic() + state.upcoming_sleep >= until,
             reraise=True,
         )
-        return retrying(errand, lambda request: self.account.ask(request, until))
+        return retrying(errand, lambda request: self.client.send(request, until))
 
 
 def _whole(body: Mapping[str, Any], doing: str) -> Mapping[str, Any]:
     """Return the object; to be asked again when it is none, as a proxy may answer."""
     about = body.get("metadata")
     if not isinstance(about, Mapping) or not isinstance(about.get("name"), str):
-        raise Again(f"cannot {doing}: the API server answered with an object that has no name")
+        raise Retryable(f"cannot {doing}: the API server answered with an object that has no name")
     return body

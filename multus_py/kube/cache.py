@@ -8,7 +8,7 @@ from typing import Generic
 from multus_py.kube.objects import T
 
 
-class Copy(Generic[T]):
+class Cache(Generic[T]):
     """The records of a collection by namespace and name; *changed* is told (old, new) of each that the watch changed.
 
     `get`, `all` and `put` are for every thread; the rest is for the one that follows the watch, and only that thread
@@ -41,12 +41,12 @@ class Copy(Generic[T]):
             if fresh.version > max(self._version, known.version if known else 0):
                 self._ahead[key] = fresh
 
-    def relisting(self) -> None:
+    def begin_list(self) -> None:
         """Forget what was put so far: the list that is asked for now knows of it."""
         with self._lock:
             self._ahead.clear()
 
-    def same(self, record: T) -> T:
+    def reuse(self, record: T) -> T:
         """Return the record that the copy has already when it is of the same version: a new list then takes no room."""
         known = self._kept.get((record.namespace, record.name))
         return known if known and known.version == record.version != 0 else record
@@ -76,7 +76,7 @@ class Copy(Generic[T]):
             self._reach(version)
         self._tell(old, None)
 
-    def reached(self, version: int) -> None:
+    def advance(self, version: int) -> None:
         """Note that everything up to *version* was told."""
         with self._lock:
             self._reach(version)

@@ -8,8 +8,8 @@ from typing import Literal
 
 from multus_py.kube import objects
 from multus_py.kube.apiserver import ApiServer
-from multus_py.kube.event_queue import Outbox
-from multus_py.kube.reflector import Follower, Tempo
+from multus_py.kube.event_queue import EventQueue
+from multus_py.kube.reflector import Reflector, Timing
 from multus_py.kube.store import Device, NetworkDefinition, Pod, PodRef, Unavailable
 from multus_py.kube.subscribers import Subscribers
 
@@ -18,12 +18,12 @@ log = logging.getLogger("multus_py")
 FAREWELL = 1.0  # seconds for the last Events, and again for the threads, when the store is closed
 
 
-class Watched:
+class CachedApiServer:
     """The API server that *kubeconfig* names (None: the cluster whose pod we are), seen from *node* ("": all pods).
 
-    Every verb ends within *deadline* seconds; most do not wait at all. A copy that was never listed, or whose watch is
-    broken for longer than `tempo.patience`, is not trusted: the verbs then read from the server, and take the copy for
-    an answer only when the server gives none. *now* tells the time of day in nanoseconds.
+    Every verb ends within *deadline* seconds; most do not wait at all. A cache that was never listed, or whose watch is
+    broken for longer than `timing.stale_after`, is not trusted: the verbs then read from the server, and use the cache
+    only when the server does not answer. *now* returns the time of day in nanoseconds.
     """
 
     def __init__(
@@ -31,18 +31,18 @@ class Watched:
         kubeconfig: str | None,
         deadline: float,
         node: str = "",
-        tempo: Tempo | None = None,
+        timing: Timing | None = None,
         now: Callable[[], int] = time.time_ns,
     ) -> None:
-        tempo = tempo or Tempo()
+        timing = timing or Timing()
         self._live = ApiServer(kubeconfig, deadline, node, now)
         self._node = node
         self._pod_subscribers: Subscribers[Pod] = Subscribers("pods of this node")
         self._definition_subscribers: Subscribers[NetworkDefinition] = Subscribers("definitions")
-        account = self._live.account
-        self._pods = Follower(account, objects.pods_of(node), tempo, self._pod_changed)
-        self._definitions = Follower(account, objects.all_definitions(), tempo, self._definition_subscribers.tell)
-        self.events = Outbox(self._live.tell)
+        client = self._live.client
+        self._pods = Reflector(client, objects.pods_of(node), timing, self._pod_changed)
+        self._definitions = Reflector(client, objects.all_definitions(), timing, self._definition_subscribers.tell)
+        self.events = EventQueue(self._live.create_event)
 
     def start(self) -> None:
         """Begin to watch and to send Events."""
@@ -54,7 +54,7 @@ class Watched:
         self._pods.stop()
         self._definitions.stop()
         self.events.stop(FAREWELL)
-        self._live.account.close()
+        self._live.client.close()
         until = time.monotonic() + FAREWELL
         for each in (self._pods, self._definitions, self.events):
             each.join(max(0.0, until - time.monotonic()))
@@ -72,7 +72,7 @@ class Watched:
 
     def token_expiry(self) -> float:
         """Return when our API token expires, in Unix seconds; 0 when it never does or is not known."""
-        return self._live.account.expiry()
+        return self._live.client.expiry()
 
     def subscribe(
         self,
@@ -91,7 +91,7 @@ class Watched:
 
     def pod(self, ref: PodRef) -> Pod:
         """Return the pod: the copy's when it has the uid that is asked for, else as the API server has it now."""
-        known = self._pods.copy.get(ref.namespace, ref.name)
+        known = self._pods.cache.get(ref.namespace, ref.name)
         if known and ref.uid and known.uid != ref.uid:
             known = None
         if known and self._pods.usable:
@@ -108,7 +108,7 @@ class Watched:
 
     def definition(self, namespace: str, name: str) -> NetworkDefinition:
         """Return the definition: the copy's, or as the API server has it now when the copy has none."""
-        known = self._definitions.copy.get(namespace, name)
+        known = self._definitions.cache.get(namespace, name)
         if known and self._definitions.usable:
             return known
         try:
@@ -118,7 +118,7 @@ class Watched:
                 raise
             log.warning("%s; taking what was known before", error)
             return known
-        self._definitions.copy.put(fresh)
+        self._definitions.cache.put(fresh)
         return fresh
 
     def claimed(self, pod: Pod) -> tuple[Device, ...]:
@@ -127,15 +127,15 @@ class Watched:
 
     def pods_here(self) -> list[Pod]:
         """Return the pods of this node, from the copy; as the API server has them now when the copy is not usable."""
-        return self._pods.copy.all() if self._pods.usable else self._live.pods_here()
+        return self._pods.cache.all() if self._pods.usable else self._live.pods_here()
 
     def publish_status(self, pod: Pod, text: str) -> None:
         """Write the annotation; what is read here afterwards has it."""
-        self._note(self._live.published(pod, text))
+        self._note(self._live.patch_status(pod, text))
 
     def event(self, pod: Pod, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """Have an Event told about the pod, soon; nobody waits for it."""
-        self.events.post(self._live.written(pod, kind, reason, message))
+        self.events.post(self._live.build_event(pod, kind, reason, message))
 
     def forget(self, ref: PodRef) -> None:
         """Do nothing: the copy follows the cluster, and what is told about a pod goes with the pod."""
@@ -143,7 +143,7 @@ class Watched:
     def _note(self, fresh: Pod) -> None:
         # The watch would never tell that a pod of another node is gone.
         if not self._node or fresh.node == self._node:
-            self._pods.copy.put(fresh)
+            self._pods.cache.put(fresh)
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if old and new and old.uid != new.uid:

@@ -29,7 +29,7 @@ from cryptography.x509.oid import NameOID
 
 from multus_py.cni import names
 from multus_py.cni.errors import CniError, Code
-from multus_py.kube.http import Ask, Conflict, Request
+from multus_py.kube.http import Conflict, Request, Send
 from multus_py.kube.store import NotFound
 
 # multus-cni's words: approvers and role bindings that were made for it go on to work.
@@ -132,7 +132,7 @@ def read(pem: bytes, node: str) -> Certificate:
         return Certificate(pem, found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp())
 
 
-def submit(ask: Ask, wanted: Draft, seconds: int) -> Answer:
+def submit(send: Send, wanted: Draft, seconds: int) -> Answer:
     """Tell what became of the request, and make it in the cluster when it is not there (any more).
 
     The certificate is to live for so many *seconds*; signers may shorten that, those before 1.22 do not listen.
@@ -140,11 +140,11 @@ def submit(ask: Ask, wanted: Draft, seconds: int) -> Answer:
     """
     read_it = Request("GET", f"{_PATH}/{wanted.name}", wanted.doing, f"get {_RESOURCE}")
     try:
-        return _answer(ask(read_it), wanted)
+        return _answer(send(read_it), wanted)
     except NotFound:
         pass  # the first time; or the cluster cleaned up, which it does with requests after an hour to a day
     try:
-        return _answer(ask(_creation(wanted, seconds)), wanted)
+        return _answer(send(_creation(wanted, seconds)), wanted)
     except Conflict:
         # Only who has the key knows the name: an earlier try, whose answer was lost, did create it.
         return Answer(approved=False, issued=b"")
@@ -155,9 +155,9 @@ def issued(wanted: Draft, text: bytes) -> Certificate:
     return read(text.rstrip() + b"\n" + wanted.key, wanted.node)
 
 
-def prove(ask: Ask, node: str) -> None:
+def prove(send: Send, node: str) -> None:
     """Ask the API server for its version, which everybody may know whom it recognises."""
-    ask(Request("GET", "/version", f"try the client certificate of node {node}", "get /version"))
+    send(Request("GET", "/version", f"try the client certificate of node {node}", "get /version"))
 
 
 def _creation(wanted: Draft, seconds: int) -> Request:

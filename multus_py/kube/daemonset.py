@@ -7,18 +7,18 @@ from typing import Any
 
 from multus_py.cni.errors import CniError, Code
 from multus_py.kube.http import Request
-from multus_py.kube.session import Account
+from multus_py.kube.session import Client
 from multus_py.kube.store import NotFound, PodRef
 
 
-def is_deleted(account: Account, pod: PodRef, seconds: float) -> bool:
+def is_deleted(client: Client, pod: PodRef, seconds: float) -> bool:
     """Tell whether the DaemonSet of *pod* is gone or going; an error when the server does not say.
 
     An account that the server refuses was deleted, too: nobody who is to come after us could work with it.
     """
     until = time.monotonic() + seconds
     try:
-        owner = _owner(account.ask(_request(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}", "pods"), until))
+        owner = _owner(client.send(_request(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}", "pods"), until))
     except NotFound:
         raise
     except CniError as refused:
@@ -29,7 +29,7 @@ def is_deleted(account: Account, pod: PodRef, seconds: float) -> bool:
         return False
     path = f"/apis/apps/v1/namespaces/{pod.namespace}/daemonsets/{owner['name']}"
     try:
-        found = account.ask(_request(path, "daemonsets.apps"), until)
+        found = client.send(_request(path, "daemonsets.apps"), until)
     except NotFound:
         return True
     about = found.get("metadata") or {}

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 from multus_py.cni import names
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.fields import Fields
-from multus_py.kube.http import Ask, Request
+from multus_py.kube.http import Request, Send
 from multus_py.kube.store import Device, NotFound, Pod, Unavailable
 
 DEVICE_ID, RESOURCE = "k8s.cni.cncf.io/deviceID", "k8s.cni.cncf.io/resourceName"
@@ -42,32 +42,32 @@ class _Allocated:
     place: Place
 
 
-def devices(ask: Ask, pod: Pod) -> tuple[Device, ...]:
+def devices(send: Send, pod: Pod) -> tuple[Device, ...]:
     """Return the devices of all claims of a pod, in the order of the claims.
 
     Devices without an id are not networks' devices and left out. Code 11 when a claim has no allocation, when it or the
     pod is not there (any more), or when a slice still has to be published.
     """
     try:
-        return tuple(_devices(ask, pod))
+        return tuple(_devices(send, pod))
     except NotFound as missing:
         raise Unavailable(missing.msg, missing.details) from missing
 
 
-def _devices(ask: Ask, pod: Pod) -> Iterator[Device]:
+def _devices(send: Send, pod: Pod) -> Iterator[Device]:
     doing = f"read the resource claims of pod {pod.ref}"
     if not (names.is_label(pod.namespace) and names.is_subdomain(pod.name)):
         raise NotFound(Code.INVALID_ENVIRONMENT, f"cannot {doing}: no object can have this name")
-    body = ask(Request("GET", f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}", doing, "get pods"))
+    body = send(Request("GET", f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}", doing, "get pods"))
     uid = Fields(Fields(body, doing).table("metadata"), doing).text("uid")
     if pod.uid and uid != pod.uid:
         raise Unavailable(f"cannot {doing}: it was replaced, uid {pod.uid} is now {uid}", "try again")
     if not (claims := list(_claims(body, doing))):
         return
-    version = _version(ask, doing)
-    allocated = [one for claim in claims for one in _allocated(ask, version, pod.namespace, claim)]
+    version = _version(send, doing)
+    allocated = [one for claim in claims for one in _allocated(send, version, pod.namespace, claim)]
     node = pod.node or Fields(Fields(body, doing).table("spec"), doing).text("nodeName")
-    published = _published(ask, version, node, {one.place for one in allocated})
+    published = _published(send, version, node, {one.place for one in allocated})
     for one in allocated:
         yield from _device(one, published[one.place])
 
@@ -104,8 +104,8 @@ def _holders(spec: Fields, word: str, doing: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _version(ask: Ask, doing: str) -> str:
-    group = ask(Request("GET", _GROUP, doing, f"get {_GROUP}"))
+def _version(send: Send, doing: str) -> str:
+    group = send(Request("GET", _GROUP, doing, f"get {_GROUP}"))
     offered = {Fields(item, doing).text("version") for item in Fields(group, doing).tables("versions") or ()}
     if found := next((version for version in _VERSIONS if version in offered), None):
         return found
@@ -116,12 +116,12 @@ def _version(ask: Ask, doing: str) -> str:
     )
 
 
-def _allocated(ask: Ask, version: str, namespace: str, claim: _Claim) -> Iterator[_Allocated]:
+def _allocated(send: Send, version: str, namespace: str, claim: _Claim) -> Iterator[_Allocated]:
     doing = f"read ResourceClaim {namespace}/{claim.name}"
     if not names.is_subdomain(claim.name):
         raise NotFound(Code.INVALID_CONFIG, f"cannot {doing}: no object can have this name")
     path = f"{_GROUP}/{version}/namespaces/{namespace}/resourceclaims/{claim.name}"
-    body = ask(Request("GET", path, doing, "get resourceclaims.resource.k8s.io"))
+    body = send(Request("GET", path, doing, "get resourceclaims.resource.k8s.io"))
     allocation = Fields(Fields(body, doing).table("status"), doing).table("allocation")
     if not allocation:
         raise Unavailable(f"ResourceClaim {namespace}/{claim.name} has no allocation", "it may come: try again")
@@ -141,7 +141,7 @@ def _allocated(ask: Ask, version: str, namespace: str, claim: _Claim) -> Iterato
     return iter(found)
 
 
-def _published(ask: Ask, version: str, node: str, places: set[Place]) -> dict[Place, Fields]:
+def _published(send: Send, version: str, node: str, places: set[Place]) -> dict[Place, Fields]:
     """Return the attributes of the devices: from the slices of this node, then from those of no one node."""
     found: dict[Place, Fields] = {}
     for driver in sorted({driver for driver, _, _ in places}):
@@ -150,7 +150,7 @@ def _published(ask: Ask, version: str, node: str, places: set[Place]) -> dict[Pl
         wanted = {place for place in places if place[0] == driver}
         for where in dict.fromkeys((node, "")):
             if not wanted <= found.keys():
-                found |= _of_driver(ask, version, driver, where)
+                found |= _of_driver(send, version, driver, where)
     if missing := places - found.keys():
         told = ", ".join(" ".join(place) for place in sorted(missing))
         raise Unavailable(
@@ -160,12 +160,12 @@ def _published(ask: Ask, version: str, node: str, places: set[Place]) -> dict[Pl
     return found
 
 
-def _of_driver(ask: Ask, version: str, driver: str, node: str) -> dict[Place, Fields]:
+def _of_driver(send: Send, version: str, driver: str, node: str) -> dict[Place, Fields]:
     """Return the devices of one driver in slices of *node* ("": of no one node), of each pool's newest generation."""
     doing = f"list the ResourceSlices of driver {driver}" + (f" on node {node}" if node else "")
     newest: dict[str, int] = {}
     found: dict[Place, tuple[int, Fields]] = {}
-    for item in _slices(ask, version, f"spec.driver={driver},spec.nodeName={node}", doing):
+    for item in _slices(send, version, f"spec.driver={driver},spec.nodeName={node}", doing):
         spec = Fields(Fields(item, doing).table("spec"), doing)
         pool = Fields(spec.table("pool"), doing)
         name, generation = pool.text("name"), pool.number("generation")
@@ -177,11 +177,11 @@ def _of_driver(ask: Ask, version: str, driver: str, node: str) -> dict[Place, Fi
     return {place: attributes for place, (generation, attributes) in found.items() if generation == newest[place[1]]}
 
 
-def _slices(ask: Ask, version: str, selector: str, doing: str) -> Iterator[Mapping[str, Any]]:
+def _slices(send: Send, version: str, selector: str, doing: str) -> Iterator[Mapping[str, Any]]:
     query = {"fieldSelector": selector, "limit": str(_PAGE)}
     while True:
         path = f"{_GROUP}/{version}/resourceslices?{urlencode(query, quote_via=quote)}"
-        page = Fields(ask(Request("GET", path, doing, "list resourceslices.resource.k8s.io")), doing)
+        page = Fields(send(Request("GET", path, doing, "list resourceslices.resource.k8s.io")), doing)
         yield from page.tables("items") or ()
         if not (more := Fields(page.table("metadata"), doing).text("continue")):
             return

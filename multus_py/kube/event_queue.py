@@ -12,7 +12,7 @@ from multus_py.kube.http import Request
 log = logging.getLogger("multus_py")
 
 
-class Outbox:
+class EventQueue:
     """Requests in the order in which they were posted; *send* is called with each on one thread.
 
     When more than *limit* wait, the oldest is dropped. What is dropped or cannot be sent is logged and counted.

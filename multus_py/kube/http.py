@@ -26,7 +26,7 @@ class Request:
 
 
 # Sends a request and returns the object of the reply.
-Ask = Callable[[Request], Mapping[str, Any]]
+Send = Callable[[Request], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Reply:
         return float(seconds) if seconds.isascii() and seconds.isdigit() else None
 
 
-class Again(Unavailable):
+class Retryable(Unavailable):
     """Not this time; *after* is what the server asked us to wait, in seconds."""
 
     def __init__(self, msg: str, details: str = "", after: float | None = None) -> None:
@@ -84,7 +84,7 @@ def _lightened(table: dict[str, Any]) -> dict[str, Any]:
     return table
 
 
-def interpreted(request: Request, reply: Reply, account: str, complaints: tuple[str, ...]) -> Mapping[str, Any]:
+def interpret_reply(request: Request, reply: Reply, account: str, complaints: tuple[str, ...]) -> Mapping[str, Any]:
     """Return the object of a good reply; raise what any other one means.
 
     *account* names whose credentials were sent, *complaints* what was said while they were read.
@@ -93,11 +93,13 @@ def interpreted(request: Request, reply: Reply, account: str, complaints: tuple[
     if 200 <= reply.status < 300:
         body = reply.json()
         if not body:
-            raise Again(f"cannot {doing}: the API server answered with what is not a JSON object: {reply.body[:60]!r}")
+            raise Retryable(
+                f"cannot {doing}: the API server answered with what is not a JSON object: {reply.body[:60]!r}"
+            )
         return body
     why = reply.explanation
     if reply.status in _BUSY:
-        raise Again(f"cannot {doing}: the API server is not able to answer now: {why}", "try again", reply.wait)
+        raise Retryable(f"cannot {doing}: the API server is not able to answer now: {why}", "try again", reply.wait)
     if reply.status == 404:
         raise NotFound(_code_of_absence(request), f"cannot {doing}: {why}", _advice_on_absence(reply))
     if reply.status == 409 or (reply.status == 422 and "metadata.uid" in _refused_fields(reply)):
@@ -122,7 +124,9 @@ def unreachable(request: Request, host: str, cause: Exception) -> CniError:
             f"cannot {request.doing}: {host} is not trusted: {cause}",
             "check certificate-authority and tls-server-name in the kubeconfig",
         )
-    return Again(f"cannot {request.doing}: {host} is out of reach: {cause}", "look at the API server and the way to it")
+    return Retryable(
+        f"cannot {request.doing}: {host} is out of reach: {cause}", "look at the API server and the way to it"
+    )
 
 
 def _refused_fields(reply: Reply) -> set[Any]:

@@ -27,7 +27,7 @@ class Access:
     cluster: Mapping[str, Any]
     user: Mapping[str, Any]
 
-    def certified(self, pem: Path) -> "Access":
+    def with_certificate(self, pem: Path) -> "Access":
         """Return the way to the same server for the account of a certificate; *pem* holds it and its key."""
         return replace(self, user={"client-certificate": str(pem), "client-key": str(pem)})
 
@@ -44,7 +44,7 @@ class Access:
         return json.dumps(body, indent=2, default=str).encode() + b"\n"
 
 
-def of_pod(environment: Mapping[str, str], folder: Path = SERVICE_ACCOUNT) -> Access:
+def in_cluster(environment: Mapping[str, str], folder: Path = SERVICE_ACCOUNT) -> Access:
     """Return the way of a pod's own account to its cluster, as kubelet tells it; code 7 when this is no pod."""
     host, port = environment.get("KUBERNETES_SERVICE_HOST", ""), environment.get("KUBERNETES_SERVICE_PORT", "")
     if not (host and port):

@@ -18,7 +18,7 @@ from multus_py.cni import jsontext, names
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.jsontext import DEPTH_LIMIT, TOO_DEEP
 from multus_py.cni.text import one_line
-from multus_py.kube.pod_files import Event, Notes
+from multus_py.kube.pod_files import Event, PodFiles
 from multus_py.kube.store import NETWORK_STATUS, Device, NetworkDefinition, NotFound, Pod, PodRef
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -101,7 +101,7 @@ class Manifests:
 
     def __init__(self, folder: Path, state: Path, now: Callable[[], float] = time.time) -> None:
         self._folder = folder
-        self._notes = Notes(state)
+        self._pod_files = PodFiles(state)
         self._now = now
         self._files: dict[Path, _File] = {}
 
@@ -121,7 +121,7 @@ class Manifests:
         """Return all definitions that can be read, by namespace and name."""
         return self._all(NetworkDefinition)
 
-    def troubles(self) -> list[str]:
+    def problems(self) -> list[str]:
         """Return what could not be read under the folder, each with its place, and what is there twice."""
         files = self._scan()
         told = [trouble for file in files for trouble in file.troubles]
@@ -146,19 +146,19 @@ class Manifests:
                 Code.INVALID_ENVIRONMENT,
                 f"cannot publish the network-status of pod {pod.ref}: it was replaced, uid {pod.uid} is now {now.uid}",
             )
-        self._notes.keep_status(now.ref, text)
+        self._pod_files.write_status(now.ref, text)
 
     def event(self, pod: Pod, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """Keep an Event about *pod*."""
-        self._notes.keep_event(pod.ref, Event(kind, reason, one_line(message), self._now()))
+        self._pod_files.append_event(pod.ref, Event(kind, reason, one_line(message), self._now()))
 
     def events(self, ref: PodRef) -> list[Event]:
         """Return the Events told about a pod, oldest first."""
-        return self._notes.events(ref)
+        return self._pod_files.events(ref)
 
     def forget(self, ref: PodRef) -> None:
         """Drop the status and the Events of the pod, unless they belong to a newer one of the same name."""
-        self._notes.drop(ref)
+        self._pod_files.remove(ref)
 
     def _one(self, wanted: type[T], namespace: str, name: str, code: Code) -> T:
         files = [file for file in self._scan() if file.may_hold(name)]
@@ -207,7 +207,7 @@ class Manifests:
             return _File(path, unreadable=cause.strerror or str(cause))
 
     def _with_status(self, pod: Pod) -> Pod:
-        uid, text = self._notes.status(pod.ref)
+        uid, text = self._pod_files.status(pod.ref)
         return replace(pod, annotations={**pod.annotations, NETWORK_STATUS: text}) if text and uid == pod.uid else pod
 
 

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from multus_py.cni import names
 from multus_py.cni.errors import CniError, Code
-from multus_py.kube.http import Again, Ask, Request
+from multus_py.kube.http import Request, Retryable, Send
 from multus_py.kube.store import CONFIG_SOURCE, Claim, NetworkDefinition, NotFound, Pod
 
 T = TypeVar("T", bound="Record")
@@ -53,7 +53,7 @@ class Collection(Generic[T]):
         query |= {"fieldSelector": self.selector} if self.selector else {}
         return Request("GET", f"{self.path}?{urlencode(query)}", f"{verb} the {self.noun}", f"{verb} {self.resource}")
 
-    def pages(self, ask: Ask) -> Iterator[Page]:
+    def pages(self, send: Send) -> Iterator[Page]:
         """List the collection page by page; `Expired` when a page is asked for too late.
 
         The version is left to the server, which then answers with what is newest: an older state could lack a pod that
@@ -62,10 +62,10 @@ class Collection(Generic[T]):
         query = {"limit": str(self.limit)}
         while True:
             request = self.request("list", **query)
-            body = ask(request)
+            body = send(request)
             about, items = body.get("metadata"), body.get("items")
             if not isinstance(about, Mapping) or not isinstance(items, list):
-                raise Again(f"cannot {request.doing}: the API server answered with what is not a list")
+                raise Retryable(f"cannot {request.doing}: the API server answered with what is not a list")
             yield Page([each for each in items if isinstance(each, Mapping)], _text(about, "resourceVersion"))
             if not (following := _text(about, "continue")):
                 return

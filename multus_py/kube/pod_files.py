@@ -32,7 +32,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Notes:
+class PodFiles:
     """The folder `<state>/<namespace>/<pod>/`: `status.json` and `events.jsonl`, readable by us alone.
 
     The folder is its own lock (flock): of one pod one process writes at a time, of different pods all at once.
@@ -45,7 +45,7 @@ class Notes:
         body = _parsed(_read(self._folder(ref) / _STATUS))
         return (str(body.get("uid", "")), str(body.get("text", ""))) if isinstance(body, Mapping) else ("", "")
 
-    def keep_status(self, ref: PodRef, text: str) -> None:
+    def write_status(self, ref: PodRef, text: str) -> None:
         """Keep the status of the pod with the reference's uid."""
         written = json.dumps({"uid": ref.uid, "text": text}).encode()
         self._alone(ref, lambda folder: _put(folder, _STATUS, written))
@@ -59,13 +59,13 @@ class Notes:
             if isinstance(row, list) and len(row) == 4 and isinstance(row[3], int | float)
         ]
 
-    def keep_event(self, ref: PodRef, event: Event) -> None:
+    def append_event(self, ref: PodRef, event: Event) -> None:
         """Keep one more Event."""
         # The new line comes first: one that a power cut tore ends there.
         line = b"\n" + json.dumps([event.kind, event.reason, event.message, event.time]).encode()
         self._alone(ref, lambda folder: _append(folder, line))
 
-    def drop(self, ref: PodRef) -> None:
+    def remove(self, ref: PodRef) -> None:
         """Remove what is kept of the pod, unless its status belongs to another uid; nothing is kept of unknown pods."""
         if not _nameable(ref) or not self._folder(ref).is_dir():
             return

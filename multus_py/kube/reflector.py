@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import Any, Generic
 
 from multus_py.cni.errors import CniError, Code
-from multus_py.kube.cache import Copy
-from multus_py.kube.http import Again, Expired
+from multus_py.kube.cache import Cache
+from multus_py.kube.http import Expired, Request, Retryable
 from multus_py.kube.objects import Collection, T, number
-from multus_py.kube.session import Account
+from multus_py.kube.session import Client
 
 log = logging.getLogger("multus_py")
 
 
 @dataclass(frozen=True)
-class Tempo:
+class Timing:
     """How patient a watch is, all in seconds.
 
     *patience*: how long a copy counts after its watch broke. *first* and *longest* pause before a further try.
@@ -29,28 +29,28 @@ class Tempo:
     for each page.
     """
 
-    patience: float = 30
-    first: float = 0.5
-    longest: float = 30
-    silence: float = 100
-    watch: float = 240
-    page: float = 30
+    stale_after: float = 30
+    first_pause: float = 0.5
+    longest_pause: float = 30
+    read_timeout: float = 100
+    watch_timeout: float = 240
+    page_timeout: float = 30
 
 
-class Follower(Generic[T]):
+class Reflector(Generic[T]):
     """One thread that keeps a copy of a collection (Kubernetes API concepts, "Efficient detection of changes")."""
 
     def __init__(
         self,
-        account: Account,
+        client: Client,
         collection: Collection[T],
-        tempo: Tempo,
+        timing: Timing,
         changed: Callable[[T | None, T | None], None] | None = None,
     ) -> None:
-        self.copy: Copy[T] = Copy(changed)
-        self._account = account
+        self.cache: Cache[T] = Cache(changed)
+        self._client = client
         self._collection = collection
-        self._tempo = tempo
+        self._timing = timing
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"watch the {collection.noun}", daemon=True)
         self._version = ""  # from where the next watch goes on; "": list first
@@ -77,7 +77,7 @@ class Follower(Generic[T]):
     @property
     def usable(self) -> bool:
         """Whether the copy may be answered from: it was listed, and its watch is not broken for too long."""
-        return self.synced and (self._connected or time.monotonic() - self._lost < self._tempo.patience)
+        return self.synced and (self._connected or time.monotonic() - self._lost < self._timing.stale_after)
 
     @property
     def age(self) -> float:
@@ -95,7 +95,7 @@ class Follower(Generic[T]):
                 self._version = ""
                 log.info("%s; listing again", error)
             except CniError as error:
-                trouble, asked = str(error), (error.after or 0.0 if isinstance(error, Again) else 0.0)
+                trouble, asked = str(error), (error.after or 0.0 if isinstance(error, Retryable) else 0.0)
             except Exception as error:  # a thread that ends would leave a copy that nobody knows to be old
                 log.exception("a defect in following the %s: everything is listed again", self._collection.noun)
                 self._version, trouble = "", repr(error)
@@ -103,7 +103,7 @@ class Follower(Generic[T]):
             self._complain(trouble)
             # A watch that was refused or ended before its first word must not be asked for in a loop.
             failures = 0 if self._alive and not trouble else 1 if self._alive else failures + 1
-            self._over.wait(max(self._pause(failures), min(asked, self._tempo.longest)))
+            self._over.wait(max(self._pause(failures), min(asked, self._timing.longest_pause)))
 
     def _complain(self, trouble: str) -> None:
         """Log a trouble once for as long as it lasts; in the end our own closing is none."""
@@ -115,12 +115,13 @@ class Follower(Generic[T]):
         if not failures:
             return 0
         # Many nodes lose the same server at the same time: they must not come back together.
-        return min(self._tempo.longest, self._tempo.first * 2.0 ** min(failures - 1, 30)) * random.uniform(0.5, 1)
+        pause = min(self._timing.longest_pause, self._timing.first_pause * 2.0 ** min(failures - 1, 30))
+        return pause * random.uniform(0.5, 1)
 
     def _once(self) -> None:
         if not self._version:
             self._list()
-        seconds = self._tempo.watch * random.uniform(1, 2)
+        seconds = self._timing.watch_timeout * random.uniform(1, 2)
         request = self._collection.request(
             "watch",
             watch="true",
@@ -129,7 +130,7 @@ class Follower(Generic[T]):
             timeoutSeconds=str(max(1, int(seconds))),
         )
         started = time.monotonic()
-        with self._account.watch(request, self._tempo.silence) as lines:
+        with self._client.watch(request, self._timing.read_timeout) as lines:
             self._connected = True
             self._hear()
             if self._told:
@@ -144,44 +145,47 @@ class Follower(Generic[T]):
 
     def _list(self) -> None:
         """Read everything, page by page, and only then let it take the place of the copy."""
-        self.copy.relisting()
+        self.cache.begin_list()
         found: list[T] = []
         version = ""
         doing = f"list the {self._collection.noun}"
-        for page in self._collection.pages(lambda one: self._account.ask(one, time.monotonic() + self._tempo.page)):
-            found += [self.copy.same(record) for each in page.items if (record := self._record(each, doing))]
+        for page in self._collection.pages(self._send_for_page):
+            found += [self.cache.reuse(record) for each in page.items if (record := self._record(each, doing))]
             version = page.version
             self._hear()
         if not version:
-            raise Again(f"cannot {doing}: the API server did not say which version it is")
-        self.copy.replace(found, number(version))
+            raise Retryable(f"cannot {doing}: the API server did not say which version it is")
+        self.cache.replace(found, number(version))
         self._version = version
         self.synced = True
         # As of now the copy is right, whether or not a watch begins at once.
         self._lost = time.monotonic()
         log.info("listed the %s: %d as of version %s", self._collection.noun, len(found), version)
 
+    def _send_for_page(self, request: Request) -> Mapping[str, Any]:
+        return self._client.send(request, time.monotonic() + self._timing.page_timeout)
+
     def _take(self, line: bytes, doing: str) -> None:
         """Bring the copy on by one event of the watch."""
         event = _parsed(line, doing)
         kind, body = event.get("type"), event.get("object")
         if not isinstance(body, Mapping):
-            raise Again(f"cannot {doing}: the API server sent an event without an object")
+            raise Retryable(f"cannot {doing}: the API server sent an event without an object")
         if kind == "ERROR":
             raise _meaning(body, doing)
         about = body.get("metadata")
         version = about.get("resourceVersion") if isinstance(about, Mapping) else None
         if not isinstance(about, Mapping) or not isinstance(version, str) or not version:
-            raise Again(f"cannot {doing}: the API server sent an object without a version")
+            raise Retryable(f"cannot {doing}: the API server sent an object without a version")
         self._hear()
         self._alive = True
         record = self._record(body, doing) if kind in ("ADDED", "MODIFIED") else None
         if record:
-            self.copy.upsert(record)
+            self.cache.upsert(record)
         elif kind == "BOOKMARK":
-            self.copy.reached(number(version))
+            self.cache.advance(number(version))
         else:  # deleted, or nothing that we could make a record of
-            self.copy.remove(str(about.get("namespace")), str(about.get("name")), number(version))
+            self.cache.remove(str(about.get("namespace")), str(about.get("name")), number(version))
         self._version = version
 
     def _record(self, body: Mapping[str, Any], doing: str) -> T | None:
@@ -205,13 +209,13 @@ def _parsed(line: bytes, doing: str) -> Mapping[str, Any]:
     try:
         event = json.loads(line)
     except (ValueError, RecursionError) as cause:
-        raise Again(f"cannot {doing}: the API server sent what is not JSON: {line[:60]!r}") from cause
+        raise Retryable(f"cannot {doing}: the API server sent what is not JSON: {line[:60]!r}") from cause
     if not isinstance(event, Mapping):
-        raise Again(f"cannot {doing}: the API server sent what is not an event: {line[:60]!r}")
+        raise Retryable(f"cannot {doing}: the API server sent what is not an event: {line[:60]!r}")
     return event
 
 
 def _meaning(status: Mapping[str, Any], doing: str) -> CniError:
     """Return the error that the Status object of an ERROR event stands for."""
     why = f"cannot {doing}: {status.get('message')}"
-    return Expired(Code.TRY_AGAIN, why) if status.get("code") == 410 else Again(why)
+    return Expired(Code.TRY_AGAIN, why) if status.get("code") == 410 else Retryable(why)

@@ -22,7 +22,7 @@ from weakref import WeakSet
 
 from multus_py.cni.errors import CniError, Code
 from multus_py.kube import manifests
-from multus_py.kube.http import Again, Reply, Request, Untrusted, interpreted, unreachable
+from multus_py.kube.http import Reply, Request, Retryable, Untrusted, interpret_reply, unreachable
 from multus_py.kube.store import Unavailable
 
 COMPONENT = "multus-py"
@@ -125,7 +125,7 @@ class _Session:
             *lines, rest = (rest + piece).split(b"\n")
             yield from lines
             if len(rest) > REPLY_LIMIT:
-                raise Again(f"cannot {request.doing}: the API server sends a line of more than {REPLY_LIMIT} bytes")
+                raise Retryable(f"cannot {request.doing}: the API server sends a line of more than {REPLY_LIMIT} bytes")
 
     @contextmanager
     def _told(self, request: Request) -> Iterator[None]:
@@ -168,7 +168,7 @@ class _Session:
         return headers
 
 
-class Account:
+class Client:
     """The API server that *kubeconfig* names (a path) and our account there; None: the cluster whose pod we are.
 
     The kubeconfig is read at the first request, and again when the file was replaced, or when the credentials or the
@@ -182,7 +182,7 @@ class Account:
         self._sockets = _Sockets()
         self._over = False
 
-    def ask(self, request: Request, until: float) -> Mapping[str, Any]:
+    def send(self, request: Request, until: float) -> Mapping[str, Any]:
         """Send one request, with fresh credentials once when those we have are refused, and interpret the reply.
 
         *until* (monotonic) bounds every single wait for the network.
@@ -193,7 +193,7 @@ class Account:
             with self._opened(request.doing, refused=session) as session:
                 reply = session.send(request, _left(until))
         try:
-            return interpreted(request, reply, self._name, session.complaints)
+            return interpret_reply(request, reply, self._name, session.complaints)
         except CniError as error:
             if reply.status == 401:
                 raise Unauthorized(error.code, error.msg, error.details) from error
@@ -224,7 +224,7 @@ class Account:
 
     def _lines(self, request: Request, reply: Reply, lines: Iterator[bytes], session: _Session) -> Iterator[bytes]:
         if not 200 <= reply.status < 300:
-            interpreted(request, reply, self._name, session.complaints)
+            interpret_reply(request, reply, self._name, session.complaints)
         return lines
 
     @property

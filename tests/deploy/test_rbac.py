@@ -18,14 +18,14 @@ from cluster import Cluster
 from multus_py.cni.errors import CniError
 from multus_py.kube import certificate, daemonset, dra
 from multus_py.kube.apiserver import ApiServer
-from multus_py.kube.cached_apiserver import Watched
+from multus_py.kube.cached_apiserver import CachedApiServer
 from multus_py.kube.http import Request
-from multus_py.kube.reflector import Tempo
-from multus_py.kube.session import Account
+from multus_py.kube.reflector import Timing
+from multus_py.kube.session import Client
 from multus_py.kube.store import NotFound, Pod, PodRef
 
 NODE = "mpt-rbac-node"
-TEMPO = Tempo(first=0.05, longest=0.2)
+TIMING = Timing(first_pause=0.05, longest_pause=0.2)
 
 
 def permissions(found: Rules) -> list[str]:
@@ -96,8 +96,8 @@ def missed(setting: Setting, kubeconfig: Path, log: pytest.LogCaptureFixture) ->
             told.append(str(error))
 
     log.clear()
-    connection, pod = Account(str(kubeconfig)), Pod(setting.pod.namespace, "p", "", NODE, {})
-    store = Watched(str(kubeconfig), 20, NODE, TEMPO)
+    connection, pod = Client(str(kubeconfig)), Pod(setting.pod.namespace, "p", "", NODE, {})
+    store = CachedApiServer(str(kubeconfig), 20, NODE, TIMING)
     live = ApiServer(str(kubeconfig), 20, NODE)  # the copies are read with one when a watch is broken
     try:
         with log.at_level(logging.INFO, "multus_py"):
@@ -116,7 +116,7 @@ def missed(setting: Setting, kubeconfig: Path, log: pytest.LogCaptureFixture) ->
     return {found for text in [*told, log.text] for found in re.findall(r"allow '([^']+)'", text)}
 
 
-def settled(store: Watched, log: pytest.LogCaptureFixture) -> None:
+def settled(store: CachedApiServer, log: pytest.LogCaptureFixture) -> None:
     """Wait until both copies are there and watched, or somebody was refused."""
     until = time.monotonic() + 20
     while not (store.ready() and store.age() < 20) and "allow '" not in log.text:
@@ -125,7 +125,7 @@ def settled(store: Watched, log: pytest.LogCaptureFixture) -> None:
     time.sleep(0.5)  # both watches were asked for by then, and their refusals logged
 
 
-def claims(setting: Setting, connection: Account) -> Callable[[Request], dict[str, Any]]:
+def claims(setting: Setting, connection: Client) -> Callable[[Request], dict[str, Any]]:
     """Ask the server, and tell of a claim where it knows none: which requests it refuses is what matters here."""
     result = {"request": "r", "driver": "d", "pool": "p", "device": "x"}
     told = {
@@ -140,7 +140,7 @@ def claims(setting: Setting, connection: Account) -> Callable[[Request], dict[st
 
     def ask(request: Request) -> dict[str, Any]:
         with suppress(NotFound):
-            found = connection.ask(request, time.monotonic() + 20)
+            found = connection.send(request, time.monotonic() + 20)
             if request.path not in told:
                 return dict(found)
         uid = {"metadata": {"uid": ""}} if request.path.startswith("/api/") else {}
@@ -172,12 +172,12 @@ def test_a_stranger_is_not_told_anything(setting, tmp_path, caplog):
 def missed_asking(setting: Setting, kubeconfig: Path) -> set[str]:
     """Ask for a client certificate, look what became of it, and tell so; return which permissions were missed."""
     told: list[str] = []
-    connection, wanted = Account(str(kubeconfig)), certificate.draft(NODE)
+    connection, wanted = Client(str(kubeconfig)), certificate.draft(NODE)
     live = ApiServer(str(kubeconfig), 20, NODE)
 
     def submit() -> None:
         for _ in range(2):
-            certificate.submit(lambda request: connection.ask(request, time.monotonic() + 20), wanted, 3600)
+            certificate.submit(lambda request: connection.send(request, time.monotonic() + 20), wanted, 3600)
 
     def tell() -> None:
         live.event(live.pod(setting.daemon), "Normal", "CertificateRequested", "a test")
@@ -190,7 +190,7 @@ def missed_asking(setting: Setting, kubeconfig: Path) -> set[str]:
                 told.append(str(error))
     finally:
         connection.close()
-        live.account.close()
+        live.client.close()
     return {found for text in told for found in re.findall(r"allow '([^']+)'", text)}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from multus_py.cni.errors import CniError
 from multus_py.kube import daemonset
-from multus_py.kube.session import Account
+from multus_py.kube.session import Client
 from multus_py.kube.store import NotFound, PodRef
 
 
@@ -41,7 +41,7 @@ def release(apiserver, name):
 
 def told(kubeconfig, ref):
     """Ask with the account of a kubeconfig."""
-    return daemonset.is_deleted(Account(str(kubeconfig)), ref, 5.0)
+    return daemonset.is_deleted(Client(str(kubeconfig)), ref, 5.0)
 
 
 def test_a_daemonset_that_is_deleted_is_told_from_one_that_is_not(apiserver, agent):

@@ -32,29 +32,29 @@ from misbehaving import (
 from waiting import eventually
 
 from multus_py.cni.errors import CniError
-from multus_py.kube.cached_apiserver import Watched
-from multus_py.kube.reflector import Tempo
+from multus_py.kube.cached_apiserver import CachedApiServer
+from multus_py.kube.reflector import Timing
 from multus_py.kube.store import NETWORK_STATUS, NETWORKS, Claim, NotFound, Pod, PodRef, Unavailable
 
-QUICK = Tempo(patience=0.3, first=0.02, longest=0.1, silence=10, watch=60, page=5)
-PATIENT = Tempo(patience=60, first=0.02, longest=0.1, silence=10, watch=60, page=5)
+QUICK = Timing(stale_after=0.3, first_pause=0.02, longest_pause=0.1, read_timeout=10, watch_timeout=60, page_timeout=5)
+PATIENT = Timing(stale_after=60, first_pause=0.02, longest_pause=0.1, read_timeout=10, watch_timeout=60, page_timeout=5)
 REF = PodRef("mpt", "p", "u1")
 GONE = failure(410, "Expired", "too old resource version")
 UNVERSIONED = reply(200, {"metadata": {}, "items": []})
 GONE_EVENT = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old resource version"}}
 
-Connect = Callable[..., Watched]
+Connect = Callable[..., CachedApiServer]
 
 
 @pytest.fixture
 def connect(tmp_path: Path) -> Iterator[Connect]:
     """Give a started store for a script; all are closed in the end, and none leaves a thread behind."""
-    made: list[Watched] = []
+    made: list[CachedApiServer] = []
 
-    def store(script: Script, tempo: Tempo = PATIENT, deadline: float = 5, **user: object) -> Watched:
+    def store(script: Script, timing: Timing = PATIENT, deadline: float = 5, **user: object) -> CachedApiServer:
         kubeconfig = tmp_path / "kubeconfig"
         kubeconfig.write_text(kubeconfig_text(script.url, user or {"token": "t"}))
-        made.append(Watched(str(kubeconfig), deadline, "node-7", tempo))
+        made.append(CachedApiServer(str(kubeconfig), deadline, "node-7", timing))
         return made[-1]
 
     yield store
@@ -103,14 +103,14 @@ def asked(script: Script, kind: str) -> list[dict[str, str]]:
     return [{key: value[0] for key, value in parse_qs(urlsplit(path).query).items()} for path in found]
 
 
-def started(store: Watched) -> Watched:
+def started(store: CachedApiServer) -> CachedApiServer:
     """Start the store and wait until it is ready."""
     store.start()
     eventually(store.ready)
     return store
 
 
-def uid(store: Watched) -> str:
+def uid(store: CachedApiServer) -> str:
     """Return the uid of the pod, whichever it is."""
     return store.pod(PodRef("mpt", "p")).uid
 
@@ -427,9 +427,9 @@ def test_a_malformed_definition_hides_nothing_else(connect: Connect) -> None:
 
 def test_a_server_that_ends_every_watch_at_once_is_not_asked_in_a_loop(connect: Connect) -> None:
     """The pauses grow when watches end before their first word."""
-    tempo = Tempo(patience=1, first=0.1, longest=30)
+    timing = Timing(stale_after=1, first_pause=0.1, longest_pause=30)
     with playing(routed(watch_pods=[streamed(then=end)], watch_definitions=[streamed(GONE_EVENT)])) as script:
-        started(connect(script, tempo))
+        started(connect(script, timing))
         threading.Event().wait(1.5)
         assert 2 <= len(asked(script, "watch_pods")) <= 8
         assert 2 <= len(asked(script, "definitions")) <= 8
@@ -438,9 +438,9 @@ def test_a_server_that_ends_every_watch_at_once_is_not_asked_in_a_loop(connect: 
 def test_a_wait_that_the_server_asks_for_is_kept(connect: Connect) -> None:
     """429 with Retry-After is not tried again before that."""
     with playing(routed(pods=[reply(429, {}, Retry_After="1"), listed(3)])) as script:
-        tempo = Tempo(first=0.01, longest=5)
+        timing = Timing(first_pause=0.01, longest_pause=5)
         begun = time.monotonic()
-        started(connect(script, tempo))
+        started(connect(script, timing))
         assert time.monotonic() - begun >= 1
 
 

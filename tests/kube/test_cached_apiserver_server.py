@@ -18,14 +18,14 @@ from waiting import eventually
 from multus_py.cni.errors import CniError
 from multus_py.kube import objects
 from multus_py.kube.apiserver import ApiServer
-from multus_py.kube.cached_apiserver import Watched
+from multus_py.kube.cached_apiserver import CachedApiServer
 from multus_py.kube.http import Request
-from multus_py.kube.reflector import Tempo
-from multus_py.kube.session import Account
+from multus_py.kube.reflector import Timing
+from multus_py.kube.session import Client
 from multus_py.kube.store import NETWORK_STATUS, NETWORKS, NotFound, Pod, PodRef
 
 pytestmark = pytest.mark.cluster
-TEMPO = Tempo(first=0.1, longest=1)
+TIMING = Timing(first_pause=0.1, longest_pause=1)
 DEFINITIONS = "/apis/k8s.cni.cncf.io/v1/namespaces/{}/network-attachment-definitions"
 
 
@@ -33,14 +33,14 @@ DEFINITIONS = "/apis/k8s.cni.cncf.io/v1/namespaces/{}/network-attachment-definit
 class Hands:
     """Whoever changes the cluster: an administrator with requests of his own."""
 
-    account: Account
+    client: Client
     namespace: str
 
     def send(self, method: str, path: str, body: Any = None) -> Any:
         """Send one request and return the object that comes back."""
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         request = Request(method, path, f"{method} {path}", "all", body, kind)
-        return self.account.ask(request, time.monotonic() + 10)
+        return self.client.send(request, time.monotonic() + 10)
 
     @property
     def pods(self) -> str:
@@ -87,17 +87,17 @@ class Hands:
 @pytest.fixture
 def hands(apiserver: Cluster) -> Iterator[Hands]:
     """Give an administrator, whose pods and definitions are removed in the end."""
-    made = Hands(Account(str(apiserver.admin)), apiserver.namespace)
+    made = Hands(Client(str(apiserver.admin)), apiserver.namespace)
     yield made
     made.send("DELETE", f"{made.pods}?gracePeriodSeconds=0")
     made.send("DELETE", made.definitions)
-    made.account.close()
+    made.client.close()
 
 
 @contextmanager
-def watching(apiserver: Cluster, node: str = "", tempo: Tempo = TEMPO) -> Iterator[Watched]:
+def watching(apiserver: Cluster, node: str = "", timing: Timing = TIMING) -> Iterator[CachedApiServer]:
     """Give a store that is ready."""
-    store = Watched(str(apiserver.plugin), 20, node, tempo)
+    store = CachedApiServer(str(apiserver.plugin), 20, node, timing)
     store.start()
     try:
         eventually(store.ready)
@@ -106,7 +106,7 @@ def watching(apiserver: Cluster, node: str = "", tempo: Tempo = TEMPO) -> Iterat
         store.close()
 
 
-def seen(store: Watched, hands: Hands) -> dict[str, tuple[str, str]]:
+def seen(store: CachedApiServer, hands: Hands) -> dict[str, tuple[str, str]]:
     """Return uid and annotation of each pod of our namespace, as the copy has them."""
     ours = [pod for pod in store.pods_here() if pod.namespace == hands.namespace]
     return {pod.name: (pod.uid, pod.annotations.get(NETWORKS, "")) for pod in ours}
@@ -164,7 +164,7 @@ def test_only_the_pods_of_the_node_are_copied(apiserver: Cluster, hands: Hands) 
 def test_a_published_status_is_read_back_and_then_told(apiserver: Cluster, hands: Hands) -> None:
     """The store has the status at once; its subscribers hear of it from the watch, once."""
     told: list[Pod | None] = []
-    store = Watched(str(apiserver.plugin), 20, "mpt-node-3", TEMPO)
+    store = CachedApiServer(str(apiserver.plugin), 20, "mpt-node-3", TIMING)
     store.subscribe(lambda _, new: told.append(new))
     store.start()
     try:
@@ -181,7 +181,7 @@ def test_a_published_status_is_read_back_and_then_told(apiserver: Cluster, hands
 def test_watches_that_end_all_the_time_lose_nothing(apiserver: Cluster, hands: Hands) -> None:
     """With watches of a second or two every pod is told, once and in order."""
     told: list[str] = []
-    store = Watched(str(apiserver.plugin), 20, "mpt-node-4", Tempo(watch=1))
+    store = CachedApiServer(str(apiserver.plugin), 20, "mpt-node-4", Timing(watch_timeout=1))
     store.subscribe(lambda old, new: told.append(new.name if new else f"-{old.name if old else ''}"))
     store.start()
     try:
@@ -199,8 +199,8 @@ def test_pages_of_a_real_server_are_put_together(apiserver: Cluster, hands: Hand
     for n in range(10):
         hands.define(f"mpt-page-{n}", "{}")
     small = replace(objects.all_definitions(), limit=3)
-    account = Account(str(apiserver.plugin))
-    pages = list(small.pages(lambda request: account.ask(request, time.monotonic() + 10)))
+    account = Client(str(apiserver.plugin))
+    pages = list(small.pages(lambda request: account.send(request, time.monotonic() + 10)))
     account.close()
     assert len(pages) >= 4
     assert len({page.version for page in pages}) == 1
@@ -215,7 +215,7 @@ def test_a_version_that_the_server_never_had_or_forgot_is_listed_anew(
     ours = servers(apiserver)
     caplog.set_level("INFO")
     old = hands.make("mpt-old")
-    with watching(apiserver, tempo=Tempo(first=1.5, longest=2)) as store:
+    with watching(apiserver, timing=Timing(first_pause=1.5, longest_pause=2)) as store:
         eventually(lambda: seen(store, hands).keys() == {"mpt-old"})
         ours.api.kill()
         ours.restart()
@@ -256,7 +256,7 @@ def test_a_server_killed_in_a_burst_of_changes_leaves_a_true_copy(apiserver: Clu
         elif was:
             told.pop(was.name, None)
 
-    store = Watched(str(apiserver.plugin), 20, "", TEMPO)
+    store = CachedApiServer(str(apiserver.plugin), 20, "", TIMING)
     store.subscribe(follow)
     worker = threading.Thread(target=burst)
     try:

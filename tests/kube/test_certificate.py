@@ -40,10 +40,10 @@ from multus_py.cni.errors import CniError, Code
 from multus_py.config import daemon as daemon_config
 from multus_py.config.daemon import NodeCertificate
 from multus_py.kube import certificate, kubeconfig
-from multus_py.kube.cached_apiserver import Watched
+from multus_py.kube.cached_apiserver import CachedApiServer
 from multus_py.kube.http import Request
-from multus_py.kube.reflector import Tempo
-from multus_py.kube.session import Account, Unauthorized
+from multus_py.kube.reflector import Timing
+from multus_py.kube.session import Client, Unauthorized
 
 CURRENT, PENDING = "multus-client-current.pem", "multus-client-pending.pem"
 DAY = 86400.0
@@ -122,9 +122,9 @@ class Life:
 
     def ask(self, path: str) -> Any:
         """Send a request as whoever the kubeconfig names."""
-        account = Account(str(self.wanted.kubeconfig))
+        account = Client(str(self.wanted.kubeconfig))
         with closing(account):
-            return account.ask(Request("GET", path, f"read {path}", f"get {path}"), time.monotonic() + 20)
+            return account.send(Request("GET", path, f"read {path}", f"get {path}"), time.monotonic() + 20)
 
 
 @pytest.fixture
@@ -250,10 +250,10 @@ def test_a_certificate_is_renewed_by_itself(signer: Signing, life: Life) -> None
     life.put(CURRENT, aged(life.node, authority, 0.73, 40))
     first = life.kept()
     life.begin()
-    users = Account(str(life.wanted.kubeconfig))
+    users = Client(str(life.wanted.kubeconfig))
     request = Request("GET", "/api/v1/pods", "list pods", "list pods")
     with closing(users):
-        assert users.ask(request, time.monotonic() + 20)["kind"] == "PodList"
+        assert users.send(request, time.monotonic() + 20)["kind"] == "PodList"
         life.keeper.look()
         (made,) = signer.requests(life.node)
         assert (made["spec"]["username"], made["spec"]["groups"][0]) == (f"system:multus:{life.node}", "system:multus")
@@ -262,7 +262,7 @@ def test_a_certificate_is_renewed_by_itself(signer: Signing, life: Life) -> None
         life.until(lambda: life.kept() != first)
         assert life.kept().not_after > time.time() + 1800
         eventually(lambda: time.time() > first.not_after + 1, 30)
-        assert users.ask(request, time.monotonic() + 20)["kind"] == "PodList"
+        assert users.send(request, time.monotonic() + 20)["kind"] == "PodList"
 
 
 def test_a_pending_request_outlives_the_process(signer: Signing, life: Life) -> None:
@@ -331,7 +331,7 @@ def test_an_expired_certificate_falls_back_to_the_first_account(signer: Signing,
 
 def test_a_store_follows_from_the_first_account_to_the_certificate(signer: Signing, life: Life) -> None:
     """Watches that the first account may not have begin by themselves once the certificate is there."""
-    store = Watched(str(life.wanted.kubeconfig), 10, life.node, Tempo(first=0.05, longest=0.2))
+    store = CachedApiServer(str(life.wanted.kubeconfig), 10, life.node, Timing(first_pause=0.05, longest_pause=0.2))
     store.start()
     try:
         life.keeper.look()
@@ -641,13 +641,13 @@ def test_a_kubeconfig_that_is_half_written_is_not_taken_up(tmp_path: Path) -> No
     request = Request("GET", "/version", "ask", "get /version")
     with playing(reply(200, {"major": "1"})) as script:
         path.write_text(kubeconfig_text(script.url, {"token": "one"}))
-        with closing(Account(str(path))) as account:
+        with closing(Client(str(path))) as account:
             for text in (None, "{", kubeconfig_text(script.url, {"token": "two"})):
                 if text:
                     path.write_text(text)
-                account.ask(request, time.monotonic() + 10)
+                account.send(request, time.monotonic() + 10)
             path.unlink()
-            account.ask(request, time.monotonic() + 10)
+            account.send(request, time.monotonic() + 10)
     assert [account for _, _, account, _ in script.seen] == ["Bearer one", "Bearer one", "Bearer two", "Bearer two"]
 
 
@@ -768,7 +768,7 @@ def test_with_a_certificate_nothing_of_the_first_account_is_left(tmp_path: Path)
     path = tmp_path / "kubeconfig"
     path.write_text(kubeconfig_text("https://s:6443", {"token": "secret"}, {"insecure-skip-tls-verify": True}))
     written = tmp_path / "written"
-    written.write_bytes(kubeconfig.read(path).certified(Path("/c.pem")).text())
+    written.write_bytes(kubeconfig.read(path).with_certificate(Path("/c.pem")).text())
     assert b"secret" not in written.read_bytes()
     assert kubeconfig.read(written) == kubeconfig.Access(
         {"server": "https://s:6443", "insecure-skip-tls-verify": True},
@@ -781,11 +781,11 @@ def test_with_a_certificate_nothing_of_the_first_account_is_left(tmp_path: Path)
 )
 def test_the_account_of_a_pod(tmp_path: Path, host: str, server: str) -> None:
     """Without a kubeconfig the first account is what kubelet mounts; outside of a pod the error says what to set."""
-    found = kubeconfig.of_pod({"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": "443"}, tmp_path)
+    found = kubeconfig.in_cluster({"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": "443"}, tmp_path)
     assert found.cluster == {"server": server, "certificate-authority": f"{tmp_path}/ca.crt"}
     assert found.user == {"tokenFile": f"{tmp_path}/token"}
     with pytest.raises(CniError, match="set 'kubeconfig'"):
-        kubeconfig.of_pod({})
+        kubeconfig.in_cluster({})
 
 
 parts = st.recursive(

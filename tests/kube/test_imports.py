@@ -13,7 +13,7 @@ import sys, threading, time
 from multus_py.cni.errors import CniError
 from multus_py.kube.apiserver import ApiServer
 from multus_py.kube.http import Request
-from multus_py.kube.session import Account
+from multus_py.kube.session import Client
 from multus_py.kube.store import PodRef
 
 class Slow:
@@ -34,10 +34,10 @@ def attempt(deed):
         troubles.append(repr(trouble))
 
 def ask():
-    Account(where).ask(Request("GET", "/x", "read x", "get x"), time.monotonic() + 1)
+    Client(where).send(Request("GET", "/x", "read x", "get x"), time.monotonic() + 1)
 
 threads = [threading.Thread(target=attempt, args=(deed,))
-           for deed in (ask, ask, lambda: ApiServer(where, 1).pod(PodRef("a", "b")), lambda: Account(where).expiry())]
+           for deed in (ask, ask, lambda: ApiServer(where, 1).pod(PodRef("a", "b")), lambda: Client(where).expiry())]
 for thread in threads:
     thread.start()
 for thread in threads:

@@ -63,7 +63,7 @@ def test_documents_lists_and_folders_are_read(store: Manifests, tmp_path: Path) 
     assert ["default/p1", "default/p3", "other/p2"] == [str(pod.ref) for pod in store.pods()]
     assert ["one"] == [definition.name for definition in store.definitions()]
     assert store.pod(PodRef("other", "p2")).node == "n"
-    assert [] == store.troubles()
+    assert [] == store.problems()
 
 
 def test_a_single_file_is_a_folder_too(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_broken_file_hides_only_itself(store: Manifests, tmp_path: Path) -> No
     with pytest.raises(NotFound) as caught:
         store.definition("default", "unheard-of")
     assert "a-broken.yaml" not in caught.value.details
-    assert "a-broken.yaml:3" in store.troubles()[0]
+    assert "a-broken.yaml:3" in store.problems()[0]
 
 
 def test_the_documents_before_a_broken_one_are_read(store: Manifests, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_an_object_that_is_there_twice_is_refused_with_both_places(store: Manife
     assert f"{first}:7" in caught.value.msg
     assert f"{second}:1" in caught.value.msg
     assert int(Code.INVALID_CONFIG) == caught.value.code
-    assert any(f"{second}:1" in trouble and f"{first}:7" in trouble for trouble in store.troubles())
+    assert any(f"{second}:1" in trouble and f"{first}:7" in trouble for trouble in store.problems())
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_the_store_names_the_line_of_what_cannot_be_made(store: Manifests, tmp_p
     write(tmp_path, "b.json", '{"a": 1,\n "b": ' + "9" * 5_000 + "}")
     write(tmp_path, "p.yaml", POD.format(name="p1"))
     assert [pod.name for pod in store.pods()] == ["p1"]
-    assert ["a.yaml:2", "b.json:2"] == [":".join(Path(told).name.split(":")[:2]) for told in store.troubles()]
+    assert ["a.yaml:2", "b.json:2"] == [":".join(Path(told).name.split(":")[:2]) for told in store.problems()]
 
 
 def test_nesting_within_the_limit_is_read() -> None:
@@ -370,7 +370,7 @@ def ask(tmp_path: Path, raw: bytes, suffix: str) -> None:
     path = tmp_path / f"any{suffix}"
     path.write_bytes(raw)
     store = Manifests(path, tmp_path / "state")
-    assert all(isinstance(trouble, str) for trouble in store.troubles())
+    assert all(isinstance(trouble, str) for trouble in store.problems())
     assert len(store.pods()) + len(store.definitions()) <= len(raw)
     for verb in (lambda: store.pod(PodRef("default", "x")), lambda: store.definition("default", "x")):
         try:

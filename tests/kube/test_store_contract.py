@@ -16,7 +16,7 @@ from waiting import eventually
 
 from multus_py.cni.errors import CniError
 from multus_py.kube.apiserver import ApiServer
-from multus_py.kube.cached_apiserver import Watched
+from multus_py.kube.cached_apiserver import CachedApiServer
 from multus_py.kube.manifests import Manifests
 from multus_py.kube.store import DEFAULT_NETWORK, NETWORK_STATUS, NETWORKS, KubeStore, NotFound, Pod, PodRef
 
@@ -87,7 +87,7 @@ class Server:
 class QueuedServer(Server):
     """The same, with Events that are told later."""
 
-    store: Watched
+    store: CachedApiServer
 
     def events(self, ref: PodRef) -> list[tuple[str, str, str]]:
         assert self.store.events.flush(20)
@@ -125,7 +125,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
         yield Server(found, ApiServer(str(found.plugin), 20, "node-7"))
         return
     everything = request.param == "watched"
-    store = Watched(str(found.plugin), 20, "" if everything else "node-7")
+    store = CachedApiServer(str(found.plugin), 20, "" if everything else "node-7")
     store.start()
     try:
         eventually(store.ready)

@@ -17,7 +17,7 @@ from multus_py.kube import certificate
 from multus_py.kube.certificate import Certificate, Draft, Refused
 from multus_py.kube.http import Request
 from multus_py.kube.kubeconfig import Access
-from multus_py.kube.session import Account, Unauthorized
+from multus_py.kube.session import Client, Unauthorized
 
 log = logging.getLogger("multus_py")
 
@@ -73,7 +73,7 @@ class Keeper:
         self._wanted = wanted
         self._node = node
         self._world = world
-        self._account = Account(str(wanted.kubeconfig))
+        self._client = Client(str(wanted.kubeconfig))
         self._current = wanted.folder / CURRENT
         self._pending = wanted.folder / _PENDING
         self._memory = _Memory()
@@ -113,7 +113,7 @@ class Keeper:
 
     def close(self) -> None:
         """Break the connection of a request under way."""
-        self._account.close()
+        self._client.close()
 
     def _advance(self) -> float:
         kept = self._kept()
@@ -177,7 +177,7 @@ class Keeper:
             if kept and path.exists():
                 return  # the server is known, and the first account is not needed now
             raise
-        text = (access.certified(self._current) if kept else access).text()
+        text = (access.with_certificate(self._current) if kept else access).text()
         if anew or not files.has_content(path, text, 0o600):
             self._write(path.name, text)
 
@@ -261,7 +261,7 @@ class Keeper:
         self._memory.asked_since = None
 
     def _sent(self, request: Request, seconds: float = _ANSWER) -> Mapping[str, Any]:
-        return self._account.ask(request, self._world.clock.monotonic() + seconds)
+        return self._client.send(request, self._world.clock.monotonic() + seconds)
 
     def _write(self, name: str, content: bytes) -> None:
         try:

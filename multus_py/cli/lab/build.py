@@ -79,7 +79,7 @@ def _take_in(lab: Lab, sources: Sequence[Path], undo: Undo) -> None:
         else:
             undo.add(target.unlink, True)
         target.write_bytes(source.read_bytes())
-    if troubles := lab.manifests.troubles():
+    if troubles := lab.manifests.problems():
         raise CniError(
             Code.INVALID_CONFIG, f"cannot read the manifests: {'; '.join(troubles)}", "see: multus-py lint FILE"
         )
