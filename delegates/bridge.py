@@ -173,7 +173,7 @@ def _refused(why: str, details: str) -> CniError:
 def _mtu(fields: Fields) -> int:
     mtu = fields.number("mtu")
     if mtu > netlink.MTU_MAX:
-        raise fields.wrong("mtu", f"at most {netlink.MTU_MAX}")
+        raise fields.error("mtu", f"at most {netlink.MTU_MAX}")
     return mtu
 
 

@@ -51,7 +51,7 @@ def parse(call: Call) -> Config:
     master = fields.text("master")
     queue = fields.number("bcqueuelen")
     if queue > _QUEUE_MAX:
-        raise fields.wrong("bcqueuelen", f"at most {_QUEUE_MAX}")
+        raise fields.error("bcqueuelen", f"at most {_QUEUE_MAX}")
     return Config(
         master=names.interface(master, "macvlan: 'master'", Code.INVALID_CONFIG) if master else "",
         mode=mode,

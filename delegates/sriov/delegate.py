@@ -186,7 +186,7 @@ def _vlan(fields: Fields) -> tuple[int, int, int]:
 def _switch(fields: Fields, key: str) -> bool | None:
     value = fields.text(key)
     if value not in ("", "on", "off"):
-        raise fields.wrong(key, "on or off")
+        raise fields.error(key, "on or off")
     return value == "on" if value else None
 
 
@@ -194,7 +194,7 @@ def _rate(fields: Fields, key: str) -> int | None:
     if fields.get(key) is None:
         return None
     if (rate := fields.number(key)) > _RATE_MAX:
-        raise fields.wrong(key, f"at most {_RATE_MAX}")
+        raise fields.error(key, f"at most {_RATE_MAX}")
     return rate
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Typed reads of the JSON objects that people write: each names the path of what is wrong (code 7).
+"""Typed reads of JSON objects from configs and annotations: an error (code 7) names the object and the key.
 
 Keys are found as Go's decoder finds them: the exact spelling first, then without regard to case.
 """
@@ -13,19 +13,19 @@ from multus_py.cni.addresses import read_address
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Address
 
-# A few hundred keys are asked for again and again; what people write beside them is not kept for long.
-_fold = lru_cache(512)(str.casefold)
+# The keys that are declared are a few hundred; unknown keys of users do not stay in the cache for long.
+fold = lru_cache(512)(str.casefold)
 
 
-def _whole(text: str) -> bool:
-    """Tell whether *text* can be a path and be written to a file: no zero byte, no half of a surrogate pair."""
+def _is_storable(text: str) -> bool:
+    """Return whether *text* can be a path and be written to a file: no zero byte, no unpaired surrogate."""
     if text.isascii():
         return "\0" not in text
-    return "\0" not in text and not any("\ud800" <= sign <= "\udfff" for sign in text)
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 class FieldError(CniError):
-    """A key whose value has the wrong shape; *key* is its name."""
+    """The value of the key *key* has the wrong type or is out of range."""
 
     def __init__(self, where: str, key: str, why: str) -> None:
         super().__init__(Code.INVALID_CONFIG, f"{where}: {key!r} {why}")
@@ -34,33 +34,33 @@ class FieldError(CniError):
 
 @dataclass(frozen=True)
 class Fields:
-    """One JSON object and the words that name it in a message."""
+    """One JSON object; *where* names it in error messages."""
 
     body: Mapping[str, Any]
     where: str
 
-    def wrong(self, key: str, wanted: str) -> FieldError:
-        """Return the error that says what *key* must be."""
-        return FieldError(self.where, key, f"must be {wanted}, it is {self.get(key)!r:.80}")
+    def error(self, key: str, expected: str) -> FieldError:
+        """Return the error that states what the value of *key* must be."""
+        return FieldError(self.where, key, f"must be {expected}, it is {self.get(key)!r:.80}")
 
     def get(self, key: str) -> Any:
-        """Return the value of *key* as it stands, None when it is absent."""
+        """Return the value of *key* as parsed from JSON, None when it is absent."""
         if key in self.body:
             return self.body[key]
-        return self._folded.get(_fold(key)) if self.body else None
+        return self._folded.get(fold(key)) if self.body else None
 
     @cached_property
     def _folded(self) -> Mapping[str, Any]:
-        """The values by their keys without regard to case; of several the first, as Go takes it."""
-        return {_fold(name): value for name, value in reversed([*self.body.items()])}
+        """The values by case-folded key; of several spellings the first counts, as in Go."""
+        return {fold(name): value for name, value in reversed([*self.body.items()])}
 
     def text(self, key: str, default: str = "") -> str:
         """Return a string."""
         value = self.get(key)
         if value is None:
             return default
-        if not isinstance(value, str) or not _whole(value):
-            raise self.wrong(key, "a string")
+        if not isinstance(value, str) or not _is_storable(value):
+            raise self.error(key, "a string")
         return value
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -69,7 +69,7 @@ class Fields:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise self.wrong(key, "true or false")
+            raise self.error(key, "true or false")
         return value
 
     def number(self, key: str, default: int = 0) -> int:
@@ -78,16 +78,16 @@ class Fields:
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise self.wrong(key, "a whole number, zero or more")
+            raise self.error(key, "a whole number, zero or more")
         return value
 
     def seconds(self, key: str, default: float) -> float:
-        """Return a time in seconds, more than zero and at most a day."""
+        """Return a duration in seconds, more than 0 and at most 86400."""
         value = self.get(key)
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 86400:
-            raise self.wrong(key, "a time in seconds, more than 0 and at most 86400")
+            raise self.error(key, "a time in seconds, more than 0 and at most 86400")
         return float(value)
 
     def texts(self, key: str) -> tuple[str, ...] | None:
@@ -95,8 +95,8 @@ class Fields:
         value = self.get(key)
         if value is None:
             return None
-        if not isinstance(value, list) or not all(isinstance(item, str) and _whole(item) for item in value):
-            raise self.wrong(key, "a list of strings")
+        if not isinstance(value, list) or not all(isinstance(item, str) and _is_storable(item) for item in value):
+            raise self.error(key, "a list of strings")
         return tuple(value)
 
     def table(self, key: str) -> Mapping[str, Any]:
@@ -105,7 +105,7 @@ class Fields:
         if value is None:
             return {}
         if not isinstance(value, Mapping):
-            raise self.wrong(key, "an object")
+            raise self.error(key, "an object")
         return value
 
     def tables(self, key: str) -> tuple[Mapping[str, Any], ...] | None:
@@ -114,7 +114,7 @@ class Fields:
         if value is None:
             return None
         if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-            raise self.wrong(key, "a list of objects")
+            raise self.error(key, "a list of objects")
         return tuple(value)
 
     def addresses(self, key: str) -> tuple[Address, ...] | None:
@@ -123,4 +123,4 @@ class Fields:
         try:
             return None if value is None else tuple(read_address(item) for item in value)
         except ValueError as cause:
-            raise self.wrong(key, "a list of IP addresses") from cause
+            raise self.error(key, "a list of IP addresses") from cause

@@ -98,9 +98,9 @@ def parse(body: Mapping[str, Any]) -> DaemonConfig:
     """Read the file; code 7 names a key with a wrong value, keys that nobody knows are in *unknown*."""
     fields = Fields(body, "daemon config")
     if (log_format := fields.text("logFormat", "text")) not in ("text", "json"):
-        raise fields.wrong("logFormat", "text or json")
+        raise fields.error("logFormat", "text or json")
     if (remove_on_exit := fields.text("removeOnExit", "never")) not in REMOVE_ON_EXIT:
-        raise fields.wrong("removeOnExit", " or ".join(REMOVE_ON_EXIT))
+        raise fields.error("removeOnExit", " or ".join(REMOVE_ON_EXIT))
     overlay = {key: value for key, value in body.items() if key in _PLUGIN_KEYS}
     cni_dir = Path(fields.text("cniDir") or "/var/lib/cni/multus")
     return DaemonConfig(
@@ -159,7 +159,7 @@ def _go_seconds(fields: Fields, key: str, default: int) -> int:
     parts = _GO_PART.findall(text) if _GO_TIME.fullmatch(text) else []
     seconds = sum(float(number) * _GO_UNITS[unit] for number, unit in parts)
     if not _SHORTEST <= seconds <= _LONGEST:
-        raise fields.wrong(key, "a time such as 24h, 10m at least and 68 years at most")
+        raise fields.error(key, "a time such as 24h, 10m at least and 68 years at most")
     return int(seconds)
 
 
@@ -196,7 +196,7 @@ def _installs(fields: Fields) -> bool:
     if not fields.flag("install", default=source == "auto"):
         return False
     if source not in ("", "auto"):
-        raise fields.wrong("multusConfigFile", "auto, or absent, where 'install' is true: our conf is not a copy")
+        raise fields.error("multusConfigFile", "auto, or absent, where 'install' is true: our conf is not a copy")
     return True
 
 

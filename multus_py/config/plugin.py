@@ -81,7 +81,7 @@ def parse(body: Mapping[str, Any], root: str = "/") -> MultusConfig:
             Code.INVALID_CONFIG, "multus-py config: 'manifests' and 'kubeconfig' exclude each other", "keep one"
         )
     if (backend := fields.text("delegateBackend", "auto")) not in BACKENDS:
-        raise fields.wrong("delegateBackend", " or ".join(BACKENDS))
+        raise fields.error("delegateBackend", " or ".join(BACKENDS))
     return MultusConfig(
         name=fields.text("name"),
         version=versions.resolve(fields.get("cniVersion")),
@@ -131,7 +131,7 @@ def _or(value: tuple[str, ...] | None, default: tuple[str, ...]) -> tuple[str, .
 def _allowed_folders(fields: Fields) -> tuple[str, ...] | None:
     folders = fields.texts("allowedFolders")
     if folders and not all(folder.startswith("/") for folder in folders):
-        raise fields.wrong("allowedFolders", "a list of folders, each from the root on")
+        raise fields.error("allowedFolders", "a list of folders, each from the root on")
     return folders
 
 

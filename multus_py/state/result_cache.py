@@ -141,16 +141,16 @@ def decode(text: bytes) -> tuple[str, Attachment]:
     body = json_object(text, "kept result")
     fields = Fields(body, "kept result")
     if fields.text("kind") != _KIND:
-        raise fields.wrong("kind", _KIND)
+        raise fields.error("kind", _KIND)
     try:
         config = json_object(base64.b64decode(fields.text("config")), "kept result: config")
     except ValueError as cause:
-        raise fields.wrong("config", "base64") from cause
+        raise fields.error("config", "base64") from cause
     args = fields.get("cniArgs") or []
     if not isinstance(args, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in args
     ):
-        raise fields.wrong("cniArgs", "a list of pairs")
+        raise fields.error("cniArgs", "a list of pairs")
     attachment = Attachment(
         name=fields.text("networkName"),
         conflist=conflist.parse(config, fields.text("networkName"), "kept result: config", in_folder=True),
