@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node's own client certificate: its key, the request for it, the API server's answer (the cryptography importer).
+"""A node's own client certificate: its key, the request for it, the API server's reply (the cryptography importer).
 
-Nothing here touches files or waits; that is done by `agent/identity.py`.
+Nothing here touches files or waits: `agent/node/certificate.py` does.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from multus_py.cni.errors import CniError, Code
 from multus_py.kube.http import Conflict, Request, Send
 from multus_py.kube.store import NotFound
 
-# multus-cni's words: approvers and role bindings that were made for it go on to work.
+# multus-cni's values: approvers and role bindings that were made for it go on working.
 GROUP = "system:multus"
 SIGNER = "kubernetes.io/kube-apiserver-client"
 USAGES = ("digital signature", "client auth")
@@ -42,8 +42,8 @@ _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
 _KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----\n?", re.DOTALL)
 
 
-class Refused(CniError):
-    """Somebody denied the request, or the signer could not sign it: the same request will never be granted."""
+class Denied(CniError):
+    """The request was denied, or the signer could not sign it: the same request will never be granted."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Certificate:
     not_before: float
     not_after: float
 
-    def point(self, share: float) -> float:
-        """Return the time at which so large a *share* (0 to 1) of its life is over, in Unix seconds."""
+    def time_at(self, share: float) -> float:
+        """Return the time at which the *share* (0 to 1) of its validity has passed, in Unix seconds."""
         return self.not_before + share * (self.not_after - self.not_before)
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A request that was made: it is called *name* in the cluster, *pem* is the request (PKCS #10) and its key."""
+class CertificateRequest:
+    """A certificate signing request: *name* is its object's name, *request* its PEM (PKCS #10), *key* its key's PEM."""
 
     node: str
     name: str
@@ -70,25 +70,25 @@ class Draft:
 
     @property
     def pem(self) -> bytes:
-        """The text of the file that `read_draft` reads."""
+        """The request, then its key: what `read_request` reads."""
         return self.request + self.key
 
     @property
     def doing(self) -> str:
-        """What we are doing, for errors."""
+        """The operation, for error messages."""
         return f"get the client certificate of node {self.node}"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What became of a request: *issued* is the certificate's PEM, b"" until then."""
+class RequestStatus:
+    """The state of a request in the cluster: *issued* is the certificate's PEM, b"" before it is issued."""
 
     approved: bool
     issued: bytes
 
 
-def draft(node: str) -> Draft:
-    """Make a key (ECDSA, P-256) and the request of the *node* for a certificate; code 7 for what is no node's name."""
+def create_request(node: str) -> CertificateRequest:
+    """Make a key (ECDSA, P-256) and the *node*'s request for a certificate; code 7 when *node* is no node name."""
     if not names.is_subdomain(node):
         raise CniError(
             Code.INVALID_CONFIG,
@@ -100,12 +100,12 @@ def draft(node: str) -> Draft:
         subject = x509.Name(
             [
                 x509.NameAttribute(NameOID.ORGANIZATION_NAME, GROUP),
-                # X.520 ends a common name at 64 characters; names of nodes are longer, and API servers take them.
+                # X.520 limits a common name to 64 characters; node names may be longer, and API servers accept them.
                 x509.NameAttribute(NameOID.COMMON_NAME, f"{GROUP}:{node}", _validate=False),
             ]
         )
         signed = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-    return Draft(
+    return CertificateRequest(
         node,
         _request_name(node, key.public_key()),
         signed.public_bytes(Encoding.PEM),
@@ -113,88 +113,88 @@ def draft(node: str) -> Draft:
     )
 
 
-def read_draft(pem: bytes, node: str) -> Draft:
-    """Read a request and its key, as `Draft.pem` has them (code 6 when they are damaged or another node's)."""
-    with _any_length(), _told(f"the request for the client certificate of node {node}"):
+def read_request(pem: bytes, node: str) -> CertificateRequest:
+    """Read the text of `CertificateRequest.pem`; code 6 when it is damaged or another node's."""
+    with _any_length(), _decode_errors(f"the request for the client certificate of node {node}"):
         request, key = x509.load_pem_x509_csr(pem), load_pem_private_key(pem, None)
         _require_node(request.subject, node)
         _require_pair(request.public_key(), key.public_key())
         name = _request_name(node, key.public_key())
-        return Draft(node, name, request.public_bytes(Encoding.PEM), _key_text(pem))
+        return CertificateRequest(node, name, request.public_bytes(Encoding.PEM), _key_text(pem))
 
 
 def read(pem: bytes, node: str) -> Certificate:
-    """Read a certificate, those of its authorities after it, and its key; code 6 when they are not the *node*'s."""
-    with _any_length(), _told(f"the client certificate of node {node}"):
+    """Read a certificate, then those of its authorities, then its key; code 6 when they are not the *node*'s."""
+    with _any_length(), _decode_errors(f"the client certificate of node {node}"):
         found, key = x509.load_pem_x509_certificates(pem)[0], load_pem_private_key(pem, None)
         _require_node(found.subject, node)
         _require_pair(found.public_key(), key.public_key())
         return Certificate(pem, found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp())
 
 
-def submit(send: Send, wanted: Draft, seconds: int) -> Answer:
-    """Tell what became of the request, and make it in the cluster when it is not there (any more).
+def submit(send: Send, request: CertificateRequest, seconds: int) -> RequestStatus:
+    """Return the state of the request in the cluster; create it there when it does not exist (any more).
 
-    The certificate is to live for so many *seconds*; signers may shorten that, those before 1.22 do not listen.
-    `Refused` when nobody will ever grant it.
+    The certificate is requested for *seconds*; signers may shorten that, those before 1.22 ignore it. `Denied` when
+    the request will never be granted.
     """
-    read_it = Request("GET", f"{_PATH}/{wanted.name}", wanted.doing, f"get {_RESOURCE}")
+    read_it = Request("GET", f"{_PATH}/{request.name}", request.doing, f"get {_RESOURCE}")
     try:
-        return _answer(send(read_it), wanted)
+        return _request_status(send(read_it), request)
     except NotFound:
-        pass  # the first time; or the cluster cleaned up, which it does with requests after an hour to a day
+        pass  # the first time; or the cluster deleted it, which it does after an hour to a day
     try:
-        return _answer(send(_creation(wanted, seconds)), wanted)
+        return _request_status(send(_creation_request(request, seconds)), request)
     except Conflict:
-        # Only who has the key knows the name: an earlier try, whose answer was lost, did create it.
-        return Answer(approved=False, issued=b"")
+        # The name is derived from the key: an earlier try, whose reply was lost, created it.
+        return RequestStatus(approved=False, issued=b"")
 
 
-def issued(wanted: Draft, text: bytes) -> Certificate:
-    """Return the certificate that the cluster issued for the request, with our key; code 6 when it does not fit."""
-    return read(text.rstrip() + b"\n" + wanted.key, wanted.node)
+def read_issued(request: CertificateRequest, text: bytes) -> Certificate:
+    """Return the certificate that the cluster issued for the request, with our key; code 6 when they do not match."""
+    return read(text.rstrip() + b"\n" + request.key, request.node)
 
 
-def prove(send: Send, node: str) -> None:
-    """Ask the API server for its version, which everybody may know whom it recognises."""
+def verify(send: Send, node: str) -> None:
+    """Ask the API server for its version, which every authenticated user may read; raise when it refuses."""
     send(Request("GET", "/version", f"try the client certificate of node {node}", "get /version"))
 
 
-def _creation(wanted: Draft, seconds: int) -> Request:
+def _creation_request(request: CertificateRequest, seconds: int) -> Request:
     body = {
         "apiVersion": "certificates.k8s.io/v1",
         "kind": "CertificateSigningRequest",
-        "metadata": {"name": wanted.name},
+        "metadata": {"name": request.name},
         "spec": {
-            "request": b64encode(wanted.request).decode(),
+            "request": b64encode(request.request).decode(),
             "signerName": SIGNER,
             "usages": list(USAGES),
             "expirationSeconds": seconds,
         },
     }
-    return Request("POST", _PATH, wanted.doing, f"create {_RESOURCE}", body)
+    return Request("POST", _PATH, request.doing, f"create {_RESOURCE}", body)
 
 
-def _answer(body: Mapping[str, Any], wanted: Draft) -> Answer:
+def _request_status(body: Mapping[str, Any], request: CertificateRequest) -> RequestStatus:
     status = body.get("status")
     status = status if isinstance(status, Mapping) else {}
     listed = status.get("conditions")
     conditions = {
         each.get("type"): each for each in (listed if isinstance(listed, list) else ()) if isinstance(each, Mapping)
     }
-    for kind, deed in (("Denied", "was denied"), ("Failed", "could not be signed")):
+    for kind, outcome in (("Denied", "was denied"), ("Failed", "could not be signed")):
         if kind in conditions:
-            raise Refused(
+            raise Denied(
                 Code.INVALID_CONFIG,
-                f"cannot {wanted.doing}: request {wanted.name} {deed}: {_why(conditions[kind])}",
+                f"cannot {request.doing}: request {request.name} {outcome}: {_why(conditions[kind])}",
                 "a new request is made from time to time; ask whoever approves requests in this cluster",
             )
     text = status.get("certificate")
     try:
-        return Answer("Approved" in conditions, b64decode(text, validate=True) if isinstance(text, str) else b"")
+        return RequestStatus("Approved" in conditions, b64decode(text, validate=True) if isinstance(text, str) else b"")
     except ValueError as cause:
         raise CniError(
-            Code.DECODE, f"cannot {wanted.doing}: the certificate of request {wanted.name} is not base64"
+            Code.DECODE, f"cannot {request.doing}: the certificate of request {request.name} is not base64"
         ) from cause
 
 
@@ -203,23 +203,23 @@ def _why(condition: Mapping[str, Any]) -> str:
 
 
 def _request_name(node: str, key: PublicKeyTypes) -> str:
-    """Return a name that the key alone decides: after a restart the same request is found again."""
+    """Return a name derived from the key and the node: after a restart the same request is found again."""
     digest = hashlib.sha256(_encoded(key) + node.encode()).hexdigest()[:20]
     return f"multus-py-{node[:200].rstrip('-.')}-{digest}"
 
 
 def _require_node(subject: x509.Name, node: str) -> None:
-    wanted = [f"{GROUP}:{node}"], [GROUP]
+    expected = [f"{GROUP}:{node}"], [GROUP]
     found = tuple(
         [str(each.value) for each in subject.get_attributes_for_oid(oid)]
         for oid in (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME)
     )
-    if found != wanted:
+    if found != expected:
         raise ValueError(f"it names {', '.join(found[0] + found[1]) or 'nobody'}")
 
 
-def _require_pair(one: PublicKeyTypes, other: PublicKeyTypes) -> None:
-    if _encoded(one) != _encoded(other):
+def _require_pair(certified: PublicKeyTypes, own: PublicKeyTypes) -> None:
+    if _encoded(certified) != _encoded(own):
         raise ValueError("the key beside it is another's")
 
 
@@ -235,8 +235,8 @@ def _key_text(pem: bytes) -> bytes:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Turn the package's errors about a text into ours."""
+def _decode_errors(what: str) -> Iterator[None]:
+    """Convert the package's errors about *what* into code 6."""
     try:
         yield
     except _UNREADABLE as cause:
@@ -245,7 +245,7 @@ def _told(what: str) -> Iterator[None]:
 
 @contextmanager
 def _any_length() -> Iterator[None]:
-    """Keep the package from warning about long names, each time that it meets one."""
+    """Silence the package's warning about long names."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Attribute's length", UserWarning)
         yield

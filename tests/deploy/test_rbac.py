@@ -172,7 +172,7 @@ def test_a_stranger_is_not_told_anything(setting, tmp_path, caplog):
 def missed_asking(setting: Setting, kubeconfig: Path) -> set[str]:
     """Ask for a client certificate, look what became of it, and tell so; return which permissions were missed."""
     told: list[str] = []
-    connection, wanted = Client(str(kubeconfig)), certificate.draft(NODE)
+    connection, wanted = Client(str(kubeconfig)), certificate.create_request(NODE)
     live = ApiServer(str(kubeconfig), 20, NODE)
 
     def submit() -> None:

@@ -329,7 +329,7 @@ def test_a_server_that_is_gone_for_a_while_is_found_again(connect: Connect) -> N
         told: SimpleQueue[Pod | None] = SimpleQueue()
         store.subscribe(lambda old, new: told.put(new))
     assert ["u1"] == [each.uid for each in store.pods_here()]
-    threading.Event().wait(2 * QUICK.patience)
+    threading.Event().wait(2 * QUICK.stale_after)
     assert "u1" == store.pod(REF).uid
     assert "{old}" == store.definition("mpt", "net").config
     with pytest.raises(Unavailable):

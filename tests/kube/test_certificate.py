@@ -149,7 +149,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "ca.crt", folder / "ca.key"
 
 
-def signed(draft: certificate.Draft, by: tuple[Path, Path], born: float, ends: float) -> bytes:
+def signed(draft: certificate.CertificateRequest, by: tuple[Path, Path], born: float, ends: float) -> bytes:
     """Sign a request as a controller manager would, for a life between two Unix times; return certificate and key."""
     authority = x509.load_pem_x509_certificate(by[0].read_bytes())
     request = x509.load_pem_x509_csr(draft.request)
@@ -169,7 +169,7 @@ def moment(seconds: float) -> datetime:
 def aged(node: str, by: tuple[Path, Path], share: float, life: float = 100 * DAY) -> bytes:
     """Return certificate and key of a node; so large a *share* of a *life* (seconds) is over."""
     born = time.time() - share * life
-    return signed(certificate.draft(node), by, born, born + life)
+    return signed(certificate.create_request(node), by, born, born + life)
 
 
 # --- at a real API server
@@ -435,7 +435,7 @@ def owned(signer: Signing, node: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a daemon needs root")
 def test_a_daemon_without_certificate_does_not_take_itself_for_deleted(owned: Owned) -> None:
-    """Refused everything, it leaves conf and key where they are: it may only be replaced."""
+    """Denied everything, it leaves conf and key where they are: it may only be replaced."""
     with daemon(owned.folder, owned.body) as (process, log):
         eventually(lambda: owned.conf.exists() and "certificate approve" in log.read_text(), 60)
         process.send_signal(signal.SIGTERM)
@@ -550,11 +550,11 @@ def test_a_missing_permission_is_named(node: str, tmp_path: Path) -> None:
     assert pauses[-1] >= 30
 
 
-def nonsense(draft: certificate.Draft, by: tuple[Path, Path]) -> dict[str, bytes]:
+def nonsense(draft: certificate.CertificateRequest, by: tuple[Path, Path]) -> dict[str, bytes]:
     """Return what may come back in place of our certificate."""
     now = time.time()
-    other = certificate.draft(f"other-{draft.node}")
-    stolen = replace(certificate.draft(draft.node), key=b"")
+    other = certificate.create_request(f"other-{draft.node}")
+    stolen = replace(certificate.create_request(draft.node), key=b"")
     mine = replace(draft, key=b"")
     return {
         "no certificate": b"hello",
@@ -571,7 +571,7 @@ def test_what_does_not_fit_is_never_put_in_place(node: str, tmp_path: Path, auth
     with playing(reply(200, {"status": {}})) as script:
         life = played(node, tmp_path, script.url)
         life.keeper.look()
-        draft = certificate.read_draft(life.file(PENDING).read_bytes(), node)
+        draft = certificate.read_request(life.file(PENDING).read_bytes(), node)
         text = b64encode(nonsense(draft, authority)[kind]).decode()
         approved = [{"type": "Approved", "status": "True"}]
         script.steps.append(reply(200, {"status": {"conditions": approved, "certificate": text}}))
@@ -689,19 +689,19 @@ def test_a_damaged_file_is_asked_for_anew(node: str, tmp_path: Path, name: str, 
         life.put(name, text)
         life.begin()
         assert life.keeper.look() >= 1
-        assert certificate.read_draft(life.file(PENDING).read_bytes(), node)
+        assert certificate.read_request(life.file(PENDING).read_bytes(), node)
     assert life.told == []
 
 
 def test_another_nodes_files_are_not_used(node: str, tmp_path: Path, authority, caplog) -> None:
     """A disk that was copied brings neither its certificate nor its key to another node."""
-    other = certificate.draft(f"other-{node}")
+    other = certificate.create_request(f"other-{node}")
     with playing(reply(200, {"status": {}})) as script, caplog.at_level(logging.WARNING, "multus_py"):
         life = played(node, tmp_path, script.url)
         life.put(CURRENT, aged(f"other-{node}", authority, 0.1))
         life.put(PENDING, other.pem)
         life.keeper.look()
-        draft = certificate.read_draft(life.file(PENDING).read_bytes(), node)
+        draft = certificate.read_request(life.file(PENDING).read_bytes(), node)
     assert draft.key != other.key
     assert f"it names system:multus:other-{node}" in caplog.text
 
@@ -717,7 +717,7 @@ def test_what_is_no_name_of_a_node_is_refused(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def whole(authority) -> tuple[bytes, bytes]:
     """Give a certificate and a request, each with its key, of the node "n"."""
-    return aged("n", authority, 0.1), certificate.draft("n").pem
+    return aged("n", authority, 0.1), certificate.create_request("n").pem
 
 
 edits = st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 40), st.binary(max_size=20)), min_size=1, max_size=4)
@@ -726,7 +726,7 @@ edits = st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 40), st.binary(m
 @given(edits=edits)
 def test_a_changed_file_is_read_or_refused(whole: tuple[bytes, bytes], edits: list[tuple[int, int, bytes]]) -> None:
     """Whatever is cut out of a file or put in, reading it gives a certificate of the node, or an error of ours."""
-    for text, reader in zip(whole, (certificate.read, certificate.read_draft), strict=True):
+    for text, reader in zip(whole, (certificate.read, certificate.read_request), strict=True):
         for start, length, more in edits:
             text = text[:start] + more + text[start + length :]  # noqa: PLW2901
         with suppress(CniError):
@@ -736,7 +736,7 @@ def test_a_changed_file_is_read_or_refused(whole: tuple[bytes, bytes], edits: li
 @given(text=st.binary(max_size=200))
 def test_any_bytes_are_refused(text: bytes) -> None:
     """No bytes that were made up are taken for a certificate."""
-    for reader in (certificate.read, certificate.read_draft):
+    for reader in (certificate.read, certificate.read_request):
         with pytest.raises(CniError) as caught:
             reader(text, "n")
         assert caught.value.code == Code.DECODE

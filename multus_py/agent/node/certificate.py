@@ -14,7 +14,7 @@ from multus_py.cni.errors import CniError, Code
 from multus_py.config.daemon import NodeCertificate
 from multus_py.install import files
 from multus_py.kube import certificate
-from multus_py.kube.certificate import Certificate, Draft, Refused
+from multus_py.kube.certificate import Certificate, CertificateRequest, Denied
 from multus_py.kube.http import Request
 from multus_py.kube.kubeconfig import Access
 from multus_py.kube.session import Client, Unauthorized
@@ -104,7 +104,7 @@ class Keeper:
         """
         if not self._world.clock.day() < self._memory.expiry:
             raise CniError(Code.TRY_AGAIN, f"there is no client certificate of node {self._node}")
-        certificate.prove(partial(self._sent, seconds=seconds), self._node)
+        certificate.verify(partial(self._sent, seconds=seconds), self._node)
 
     def forget(self) -> None:
         """Remove certificate, keys and kubeconfig: nobody comes after us."""
@@ -119,7 +119,7 @@ class Keeper:
         kept = self._kept()
         self._give_access(kept)
         try:
-            left = kept.point(self._memory.share) - self._world.clock.day() if kept else 0.0
+            left = kept.time_at(self._memory.share) - self._world.clock.day() if kept else 0.0
             return self._ask() if left <= 0 else self._use(left)
         except Unauthorized:
             if kept is None:
@@ -131,7 +131,7 @@ class Keeper:
         """Make sure that the certificate, which is to be renewed after *left* seconds, is accepted."""
         self._drop()  # a process may have died between putting it in place and this
         try:
-            certificate.prove(self._sent, self._node)
+            certificate.verify(self._sent, self._node)
         except Unauthorized:
             raise
         except CniError as error:  # no word about who we are; of a server that is out of reach the watches tell
@@ -186,7 +186,7 @@ class Keeper:
         wanted = self._draft()
         try:
             answer = certificate.submit(self._sent, wanted, self._wanted.seconds)
-        except Refused:
+        except Denied:
             self._memory.refusals += 1
             self._drop()
             raise
@@ -195,7 +195,7 @@ class Keeper:
             return 0.0
         return self._wait(wanted, answer.approved)
 
-    def _wait(self, wanted: Draft, approved: bool) -> float:
+    def _wait(self, wanted: CertificateRequest, approved: bool) -> float:
         now = self._world.clock.monotonic()
         if self._memory.asked_since is None:
             self._memory.asked_since = now
@@ -218,7 +218,7 @@ class Keeper:
             f"kubectl certificate approve {wanted.name}",
         )
 
-    def _take(self, wanted: Draft, text: bytes) -> None:
+    def _take(self, wanted: CertificateRequest, text: bytes) -> None:
         """Put the certificate that was issued in place, and use it."""
         try:
             fresh = self._checked(wanted, text)
@@ -232,9 +232,9 @@ class Keeper:
         log.info("the client certificate %s is used from now on", self._current)
         self._world.tell("certificate_issued", "", "")
 
-    def _checked(self, wanted: Draft, text: bytes) -> Certificate:
-        fresh = certificate.issued(wanted, text)
-        if fresh.point(_RENEW[0]) <= self._world.clock.day():
+    def _checked(self, wanted: CertificateRequest, text: bytes) -> Certificate:
+        fresh = certificate.read_issued(wanted, text)
+        if fresh.time_at(_RENEW[0]) <= self._world.clock.day():
             raise CniError(
                 Code.TRY_AGAIN,
                 f"cannot {wanted.doing}: what was issued for request {wanted.name} is old already",
@@ -242,17 +242,17 @@ class Keeper:
             )
         return fresh
 
-    def _draft(self) -> Draft:
+    def _draft(self) -> CertificateRequest:
         """Return the request under way, a new one when there is none that could be read."""
         try:
-            return certificate.read_draft(self._pending.read_bytes(), self._node)
+            return certificate.read_request(self._pending.read_bytes(), self._node)
         except FileNotFoundError:
             pass
         except OSError as cause:
             raise CniError(Code.IO, f"cannot read {self._pending}: {cause.strerror}") from cause
         except CniError as error:
             log.warning("%s is not used: %s", self._pending, error.msg)
-        fresh = certificate.draft(self._node)
+        fresh = certificate.create_request(self._node)
         self._write(_PENDING, fresh.pem)
         return fresh
 
@@ -273,7 +273,7 @@ class Keeper:
     def _pause(self, error: CniError) -> float:
         """Return the seconds until a further try: less often each time, and not all nodes together."""
         self._memory.failures += 1
-        refused = isinstance(error, Refused)
+        refused = isinstance(error, Denied)
         (first, longest), times = (_REFUSED, self._memory.refusals) if refused else (_FAILED, self._memory.failures)
         return min(longest, first * 2.0 ** min(times - 1, 30)) * random.uniform(0.5, 1)
 
@@ -285,5 +285,5 @@ class Keeper:
             return
         self._memory.told = (text, now)
         log.warning("%s", text)
-        reason = "CertificateRefused" if isinstance(error, Refused) else "NoCertificate"
+        reason = "CertificateRefused" if isinstance(error, Denied) else "NoCertificate"
         self._world.tell("certificate_failed", reason, text)
