@@ -167,7 +167,6 @@ def measure(asked: argparse.Namespace, kubeconfig: Path, port: int, relists: Any
 
     row.spent = 0.0  # type: ignore[attr-defined]
     import kubernetes.config  # noqa: F401  what the store will import; counted apart
-    import tenacity  # noqa: F401
     import yaml  # noqa: F401
 
     clusters = [{"name": "one", "cluster": {"server": f"http://127.0.0.1:{port}"}}]

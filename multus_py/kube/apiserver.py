@@ -4,6 +4,7 @@
 How requests get there is the session's affair; what is told here is what is asked, and for how long.
 """
 
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from multus_py.kube.session import COMPONENT, Client, load_packages
 from multus_py.kube.store import NETWORK_STATUS, Device, NetworkDefinition, NotFound, Pod, PodRef, Unavailable
 
 MESSAGE_LIMIT = 1024  # bytes of an Event's message: core/v1 Event
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds before a further try, at most
 T = TypeVar("T")
 
 
@@ -41,24 +43,24 @@ class ApiServer:
         """Return the pod as the API server has it now."""
         doing = f"read pod {ref}"
         request = Request("GET", objects.pod_path(ref.namespace, ref.name, doing), doing, "get pods")
-        return self._within(doing, lambda send: objects.read_pod(_whole(send(request), doing), doing))
+        return self._within_deadline(doing, lambda send: objects.read_pod(_whole(send(request), doing), doing))
 
     def definition(self, namespace: str, name: str) -> NetworkDefinition:
         """Return the definition as the API server has it now."""
         doing = f"read NetworkAttachmentDefinition {namespace}/{name}"
         path = objects.definition_path(namespace, name, doing)
         request = Request("GET", path, doing, "get network-attachment-definitions.k8s.cni.cncf.io")
-        return self._within(doing, lambda send: objects.read_definition(_whole(send(request), doing), doing))
+        return self._within_deadline(doing, lambda send: objects.read_definition(_whole(send(request), doing), doing))
 
     def claimed(self, pod: Pod) -> tuple[Device, ...]:
         """Return the devices of the pod's ResourceClaims as the API server has them now."""
-        return self._within(f"read the resource claims of pod {pod.ref}", lambda send: dra.devices(send, pod))
+        return self._within_deadline(f"read the resource claims of pod {pod.ref}", lambda send: dra.devices(send, pod))
 
     def pods_here(self) -> list[Pod]:
         """Return the pods of this node as the API server has them now."""
         mine = objects.pods_of(self._node)
         doing = f"list the {mine.noun}"
-        return self._within(
+        return self._within_deadline(
             doing, lambda send: [mine.read(each, doing) for page in mine.pages(send) for each in page.items]
         )
 
@@ -92,7 +94,7 @@ class ApiServer:
                     ) from conflict
                 raise Retryable(conflict.msg, "another writer changes the pod at the same time") from conflict
 
-        return self._within(doing, publish)
+        return self._within_deadline(doing, publish)
 
     def event(self, pod: Pod, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """Create a core/v1 Event about the pod."""
@@ -114,7 +116,7 @@ class ApiServer:
                 # The name is ours alone: an earlier try, whose answer was lost, did create it.
                 return
 
-        self._within(event.doing, create)
+        self._within_deadline(event.doing, create)
 
     def forget(self, ref: PodRef) -> None:
         """Do nothing: what is told about a pod belongs to the cluster, and goes with the pod."""
@@ -143,55 +145,50 @@ class ApiServer:
             "count": 1,
         }
 
-    def _within(self, doing: str, errand: Callable[[Send], T]) -> T:
-        """Run the errand of one verb on a thread of its own, and leave it behind when the deadline passes.
+    def _within_deadline(self, doing: str, operation: Callable[[Send], T]) -> T:
+        """Run the operation on a thread of its own, and abandon it when the deadline passes.
 
-        Neither the lookup of a host name nor a credential command nor an answer that drips takes a timeout.
+        Neither the lookup of a host name nor a credential command nor a reply that drips in takes a timeout.
         """
         load_packages()  # not charged to the first verb's deadline
 
-        answer: Future[T] = Future()
+        reply: Future[T] = Future()
         until = time.monotonic() + self._deadline
-        troubles: list[str] = []
+        errors: list[Retryable] = []
 
-        def go() -> None:
+        def run() -> None:
             try:
-                answer.set_result(self._persistently(errand, until, troubles))
-            except Exception as trouble:  # noqa: BLE001  handed on to the thread that waits
-                answer.set_exception(trouble)
+                reply.set_result(self._retry(operation, until, errors))
+            except Exception as error:  # noqa: BLE001  handed on to the thread that waits
+                reply.set_exception(error)
 
-        threading.Thread(target=go, name=f"api server: {doing}", daemon=True).start()
+        threading.Thread(target=run, name=f"api server: {doing}", daemon=True).start()
         try:
-            return answer.result(self._deadline)
+            return reply.result(self._deadline)
         except DeadlinePassed as cause:
             raise Unavailable(
                 f"cannot {doing}: the API server did not answer within {self._deadline:g} s"
-                + "".join(f" (the try before: {trouble})" for trouble in troubles[-1:]),
+                + "".join(f" (the try before: {error})" for error in errors[-1:]),
                 "look at the API server and at the way to it; apiDeadline gives it more time",
             ) from cause
 
-    def _persistently(self, errand: Callable[[Send], T], until: float, troubles: list[str]) -> T:
-        """Repeat the errand while the server is busy or out of reach, as long as a further try fits in the time.
+    def _retry(self, operation: Callable[[Send], T], until: float, errors: list[Retryable]) -> T:
+        """Repeat the operation while the server is busy or unreachable and a further try fits into the time.
 
-        What kept each try from succeeding is added to *troubles*.
+        The error of each try is added to *errors*. Retries are written out here, in `kubelet.py` and in
+        `cni/executables.py`: importing tenacity for these few lines takes 11 to 27 ms at the start of a plugin process.
         """
-        from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
-
-        backoff = wait_random_exponential(multiplier=0.05, max=1)
-
-        def wait(state: RetryCallState) -> float:
-            trouble = state.outcome.exception() if state.outcome else None
-            troubles.append(str(trouble))
-            asked = trouble.after if isinstance(trouble, Retryable) else None
-            return backoff(state) if asked is None else asked
-
-        retrying = Retrying(
-            retry=retry_if_exception_type(Retryable),
-            wait=wait,
-            stop=lambda state: time.monotonic() + state.upcoming_sleep >= until,
-            reraise=True,
-        )
-        return retrying(errand, lambda request: self.client.send(request, until))
+        longest = _FIRST_PAUSE
+        while True:
+            try:
+                return operation(lambda request: self.client.send(request, until))
+            except Retryable as error:
+                errors.append(error)
+                pause = random.uniform(0, longest) if error.after is None else error.after
+                if time.monotonic() + pause >= until:
+                    raise
+            time.sleep(pause)
+            longest = min(longest * 2, _LONGEST_PAUSE)
 
 
 def _whole(body: Mapping[str, Any], doing: str) -> Mapping[str, Any]:
