@@ -151,8 +151,8 @@ def _file(path: Path) -> Iterator[_Report]:
         return
     is_json = path.suffix == ".json"
     for document in documents(raw, is_json=is_json):
-        if document.trouble:
-            yield _Report((Finding(text.file, document.line, document.column, document.trouble, ""),))
+        if document.problem:
+            yield _Report((Finding(text.file, document.line, document.column, document.problem, ""),))
         elif is_json and isinstance(document.body, Mapping) and "kind" not in document.body:
             yield _Report(tuple(_config(text, path.name)))
         else:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import yaml
-
 from multus_py.config.selection import places
 
 Place = tuple[str | int, ...]
@@ -55,7 +53,7 @@ class Text:
             if child is None:
                 return _start(node)
             node = child
-        if offset is None or not isinstance(node, yaml.ScalarNode):
+        if offset is None or node.id != "scalar":
             return _start(node)
         return self._inside(node, offset)
 
@@ -116,9 +114,9 @@ def _start(node: Any) -> Spot:
 
 
 def _child(node: Any, part: str | int) -> Any:
-    if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+    if node.id == "sequence" and isinstance(part, int):
         return node.value[part] if part < len(node.value) else None
-    if isinstance(node, yaml.MappingNode):
+    if node.id == "mapping":
         # The last one of equal keys is the one that counts.
         return next((value for key, value in reversed(node.value) if key.value == part), None)
     return None

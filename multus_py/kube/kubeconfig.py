@@ -79,7 +79,7 @@ def _document(path: Path) -> Mapping[str, Any]:
         found = list(manifests.documents(path.read_bytes(), is_json=False))
     except OSError as cause:
         raise _wrong(path, str(cause.strerror)) from cause
-    if troubles := [f"line {each.line}: {each.trouble}" for each in found if each.trouble]:
+    if troubles := [f"line {each.line}: {each.problem}" for each in found if each.problem]:
         raise _wrong(path, "; ".join(troubles))
     bodies = [each.body for each in found if isinstance(each.body, Mapping)]
     if len(bodies) != 1:

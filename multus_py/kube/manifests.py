@@ -30,15 +30,15 @@ T = TypeVar("T", Pod, NetworkDefinition)
 
 @dataclass(frozen=True)
 class Document:
-    """One document of a file: *body* as plain values, or the *trouble* that kept it from being read; lines from 1.
+    """One document of a file: *body* as plain values, or the *problem* that kept it from being read; lines from 1.
 
-    *node* is the YAML node that it was made from (None in a .json file): it knows where each part stands.
+    *node* is its PyYAML node (None in a .json file): *id* is "scalar", "sequence" or "mapping", *start_mark* its place.
     """
 
     body: Any = None
     line: int = 1
     column: int = 1
-    trouble: str = ""
+    problem: str = ""
     node: Any = None
 
 
@@ -88,7 +88,7 @@ class _File:
         if self.unreadable:
             return (f"{self.path}: {self.unreadable}",)
         return tuple(
-            f"{self.path}:{document.line}: {document.trouble}" for document in self.documents if document.trouble
+            f"{self.path}:{document.line}: {document.problem}" for document in self.documents if document.problem
         )
 
 
@@ -220,7 +220,7 @@ def _json_document(raw: bytes) -> Document:
     try:
         return Document(jsontext.parse(raw)) if raw.strip() else Document()
     except json.JSONDecodeError as cause:
-        return Document(line=cause.lineno, column=cause.colno, trouble=f"not JSON: {cause.msg}")
+        return Document(line=cause.lineno, column=cause.colno, problem=f"not JSON: {cause.msg}")
 
 
 def _yaml_documents(raw: bytes) -> Iterator[Document]:
@@ -232,7 +232,7 @@ def _yaml_documents(raw: bytes) -> Iterator[Document]:
     try:
         loader = _telling_places(parser(raw))
         if _may_be_deep(raw) and (mark := _too_deep(parser(raw))):
-            yield Document(line=mark.line + 1, column=mark.column + 1, trouble=TOO_DEEP)
+            yield Document(line=mark.line + 1, column=mark.column + 1, problem=TOO_DEEP)
             return
         while loader.check_node():
             yield _constructed(loader, loader.get_node())
@@ -305,14 +305,14 @@ def _unreadable(raw: bytes, cause: Any) -> Document:
         raw.decode(errors="replace")[: cause.position] if decoded else raw[: cause.position].decode(errors="replace")
     )
     line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-    return Document(line=line, column=column, trouble=f"not YAML: {cause.reason}")
+    return Document(line=line, column=column, problem=f"not YAML: {cause.reason}")
 
 
 def _yaml_trouble(cause: Exception, line: int = 1, column: int = 1) -> Document:
     mark = getattr(cause, "problem_mark", None)
     why = getattr(cause, "problem", None) or str(cause)
     place = (mark.line + 1, mark.column + 1) if mark else (line, column)
-    return Document(line=place[0], column=place[1], trouble=f"not YAML: {why}")
+    return Document(line=place[0], column=place[1], problem=f"not YAML: {why}")
 
 
 def _items(body: Any) -> Iterator[Mapping[str, Any]]:

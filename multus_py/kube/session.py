@@ -354,7 +354,7 @@ def _note_sockets(pool: Any, sockets: _Sockets) -> None:
 def _require_yaml(kubeconfig: str) -> None:
     with open(kubeconfig, "rb") as file:  # noqa: PTH123  a string all the way, as the package takes it
         found = list(manifests.documents(file.read(), is_json=False))
-    if troubles := [f"line {document.line}: {document.trouble}" for document in found if document.trouble]:
+    if troubles := [f"line {document.line}: {document.problem}" for document in found if document.problem]:
         raise ValueError("; ".join(troubles))
 
 

@@ -180,7 +180,7 @@ def test_deep_nesting_is_refused(opening: str, levels: int) -> None:
     """However the parser says it, too many levels are a trouble with a line, not a dead process."""
     raw = b"a: 1\n---\n# two\n" + opening.encode() * levels
     *_, last = documents(raw, is_json=False)
-    assert last.trouble
+    assert last.problem
     assert last.line in (4, 5)  # a parser may reach the end of the text, where brackets are missing, first
     assert None is last.body
 
@@ -199,7 +199,7 @@ def test_the_limit_of_nesting_is_ours(nested: Callable[[int], str]) -> None:
     """The limit is read and one level more is refused, whatever the size of the file."""
     for levels in (DEPTH_LIMIT, DEPTH_LIMIT + 1):
         (found,) = documents(nested(levels).encode(), is_json=False)
-        assert (TOO_DEEP == found.trouble) is (levels > DEPTH_LIMIT)
+        assert (TOO_DEEP == found.problem) is (levels > DEPTH_LIMIT)
 
 
 @pytest.mark.parametrize("with_c", [True, False], ids=["C", "Python"])
@@ -226,7 +226,7 @@ def test_whatever_the_parser_raises_has_its_place(
         monkeypatch.delattr(yaml, "CSafeLoader")
     raw = f"é: 1\nb:\n  c: {value}\n".encode(errors="surrogateescape")
     (found,) = documents(raw, is_json=False)
-    assert re.search(why, found.trouble), found.trouble
+    assert re.search(why, found.problem), found.problem
     assert (3, True) == (found.line, 6 <= found.column <= 10)
 
 
@@ -243,7 +243,7 @@ def test_nesting_within_the_limit_is_read() -> None:
     """A large but flat document passes."""
     raw = b"a:\n" + b"".join(b"- {name: n%d, list: [1, 2]}\n" % n for n in range(1000))
     (found,) = documents(raw, is_json=False)
-    assert ("", 1000) == (found.trouble, len(found.body["a"]))
+    assert ("", 1000) == (found.problem, len(found.body["a"]))
 
 
 def test_what_is_kept_is_private_and_forgotten(store: Manifests, tmp_path: Path) -> None:
