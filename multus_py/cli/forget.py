@@ -13,7 +13,7 @@ from multus_py.cni.text import one_line
 
 if TYPE_CHECKING:
     from multus_py.plan.attachment import Attachment
-    from multus_py.state.journal import Journal, Page
+    from multus_py.state.journal import Journal, SandboxFile
     from multus_py.state.result_cache import ResultCache
 
 _DESCRIPTION = """\
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     book, cache = Journal(args.cni_dir / "attachments"), ResultCache(args.cni_dir / "results")
     container_id, ifname = _named(book, args.sandbox)
-    with book.page(container_id, ifname, wait=False) as page:
+    with book.lock_sandbox(container_id, ifname, wait=False) as page:
         gone = _is_gone(page, cache, container_id)
         if not (gone or args.force or (page.entry and page.entry.failures)):
             raise CniError(
@@ -80,13 +80,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _is_gone(page: "Page", cache: "ResultCache", container_id: str) -> bool:
+def _is_gone(page: "SandboxFile", cache: "ResultCache", container_id: str) -> bool:
     """Tell whether nothing of the sandbox can live: by its page, by the results where that cannot be read."""
-    from multus_py.state.journal import is_gone
+    from multus_py.state.journal_entry import is_namespace_gone
 
     if page.entry:
         return not page.entry.attachments or page.entry.is_gone()
-    return all(map(is_gone, cache.namespaces(container_id)))
+    return all(map(is_namespace_gone, cache.namespaces(container_id)))
 
 
 def _named(book: "Journal", sandbox: str) -> tuple[str, str]:
@@ -104,14 +104,14 @@ def _named(book: "Journal", sandbox: str) -> tuple[str, str]:
     return found[0]
 
 
-def _leaks(page: "Page", cache: "ResultCache", container_id: str, *, whole: bool) -> Iterator[Leak]:
+def _leaks(page: "SandboxFile", cache: "ResultCache", container_id: str, *, whole: bool) -> Iterator[Leak]:
     entry = page.entry
     there = _attachments(page, cache, container_id) if whole else ()
     yield from (_leak(one, "", cache, container_id) for one in there)
     yield from (_leak(one.attachment, one.reason, cache, container_id) for one in (entry.failures if entry else ()))
 
 
-def _attachments(page: "Page", cache: "ResultCache", container_id: str) -> Sequence["Attachment"]:
+def _attachments(page: "SandboxFile", cache: "ResultCache", container_id: str) -> Sequence["Attachment"]:
     """Return what is attached as far as anybody knows: a page that cannot be read has results beside it."""
     known = page.entry.attachments if page.entry else ()
     return (*known, *cache.attachments(container_id, "", known))
@@ -155,7 +155,7 @@ def _show(leaks: Sequence[Leak], sandbox: str, args: argparse.Namespace) -> None
         print("  nothing that anybody knows of")
 
 
-def _drop(page: "Page", cache: "ResultCache", container_id: str, *, whole: bool) -> None:
+def _drop(page: "SandboxFile", cache: "ResultCache", container_id: str, *, whole: bool) -> None:
     if not whole and page.entry:
         page.write(replace(page.entry, failures=()))
         return

@@ -14,7 +14,7 @@ from multus_py.cni import jsontext
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
 from multus_py.kernel import small_files
-from multus_py.state import journal
+from multus_py.state import journal_entry
 from multus_py.state.journal import Journal
 
 log = logging.getLogger("multus_py")
@@ -48,11 +48,11 @@ class Tombstone:
             entry = book.read(call.container_id, call.ifname)
         except CniError:
             return False
-        if not entry.since or entry.boot != journal.boot():
+        if not entry.since or entry.boot != journal_entry.boot_id():
             return False  # a page of an earlier build or boot is no newer attachment
         if self.boot:
             return self.boot != entry.boot or self.since < entry.since
-        return self.time < time.time() - journal.uptime() + entry.since
+        return self.time < time.time() - journal_entry.uptime() + entry.since
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def decode(text: bytes, path: Path) -> Tombstone:
     when, boot, since = body.get("time"), body.get("boot", ""), body.get("since", 0.0)
     if not _is_number(when) or not _is_number(since) or not isinstance(boot, str):
         raise CniError(Code.DECODE, "the tombstone has no 'time', or no usable 'boot' and 'since'")
-    if boot and boot != journal.boot():
+    if boot and boot != journal_entry.boot_id():
         env = {**env, "CNI_NETNS": ""}  # no namespace outlives its boot: a path that leads to one leads to another's
     return Tombstone(path, env, stdin, when, boot, since)
 

@@ -14,8 +14,8 @@ from multus_py.kube.store import NotFound, Pod, Unavailable
 from multus_py.plan import decide
 from multus_py.plan.attachment import Attachment, pod_ref
 from multus_py.plan.networks import NoNetwork
-from multus_py.state import journal
-from multus_py.state.journal import Entry, Page
+from multus_py.state.journal import SandboxFile
+from multus_py.state.journal_entry import Entry, boot_id, uptime
 from multus_py.verbs import attach, default_route, events, teardown
 from multus_py.verbs.node import Node
 from multus_py.verbs.status import refuse_unready
@@ -32,7 +32,7 @@ def add(call: Call, node: Node) -> dict[str, Any]:
     _wait_until_ready(node)
     pod = _pod(call, node)
     try:
-        with node.journal.page(call.container_id, call.ifname) as page, node.place(call.verb):
+        with node.journal.lock_sandbox(call.container_id, call.ifname) as page, node.place(call.verb):
             answer, told = _attach(page, call, node, pod)
     except CniError as error:
         reason = "NoNetworkFound" if isinstance(error, NoNetwork) else "FailedAttach"
@@ -43,7 +43,9 @@ def add(call: Call, node: Node) -> dict[str, Any]:
     return answer
 
 
-def _attach(page: Page, call: Call, node: Node, pod: Pod | None) -> tuple[dict[str, Any], list[attach.AttachedNetwork]]:
+def _attach(
+    page: SandboxFile, call: Call, node: Node, pod: Pod | None
+) -> tuple[dict[str, Any], list[attach.AttachedNetwork]]:
     """Plan, write the plan down, attach all of it; return the answer and the results."""
     if page.entry or page.damaged:  # an earlier try died half-way
         teardown.detach_sandbox(page, call, node)
@@ -51,15 +53,15 @@ def _attach(page: Page, call: Call, node: Node, pod: Pod | None) -> tuple[dict[s
     for attachment in attachments:
         node.chain.refuse_unfit(attachment, call)
     attach.refuse_taken_names(call.netns, attachments)
-    with node.journal.attaching():
+    with node.journal.lock_for_attach():
         ref, failures = pod_ref(call), page.entry.failures if page.entry else ()
-        planned = Entry(node.config.name, call.container_id, call.ifname, call.netns, attachments, ref, journal.boot())
-        page.write(replace(planned, failures=failures, since=journal.uptime(), path=call.path))
+        planned = Entry(node.config.name, call.container_id, call.ifname, call.netns, attachments, ref, boot_id())
+        page.write(replace(planned, failures=failures, since=uptime(), path=call.path))
         return _attach_planned(page, attachments, call, node, pod)
 
 
 def _attach_planned(
-    page: Page, attachments: Sequence[Attachment], call: Call, node: Node, pod: Pod | None
+    page: SandboxFile, attachments: Sequence[Attachment], call: Call, node: Node, pod: Pod | None
 ) -> tuple[dict[str, Any], list[attach.AttachedNetwork]]:
     """Run every chain, settle the default routes, publish the status; on an error take back what was begun."""
     try:
@@ -69,7 +71,7 @@ def _attach_planned(
         )
         answer = results.write(told[0][1], call.version)  # before anybody is told: an old version cannot say all
         attach.publish_status(told, call.netns, node, pod)
-        page.complete()
+        page.write_complete()
     except BaseException as error:
         if trouble := try_step(lambda: _take_back(page, call, node)):
             error.add_note(f"and could not be taken back yet, DEL will: {trouble}")
@@ -77,7 +79,7 @@ def _attach_planned(
     return answer, told
 
 
-def _take_back(page: Page, call: Call, node: Node) -> None:
+def _take_back(page: SandboxFile, call: Call, node: Node) -> None:
     """Detach what an ADD began; raise for all that stays."""
     if failures := teardown.detach_sandbox(page, call, node):
         raise CniError(Code.INTERNAL, "; ".join(failure.reason for failure in failures))

@@ -17,7 +17,8 @@ from multus_py.kube.kubelet import Kubelet
 from multus_py.kube.store import Pod
 from multus_py.plan import device_info, devices
 from multus_py.plan.attachment import Attachment
-from multus_py.state.journal import Page, complete_progress, uncertain_progress
+from multus_py.state.journal import SandboxFile
+from multus_py.state.journal_entry import complete_progress, uncertain_progress
 from multus_py.verbs import default_route, network_status
 from multus_py.verbs.node import Elsewhere, Node
 
@@ -26,7 +27,7 @@ log = logging.getLogger("multus_py")
 AttachedNetwork = tuple[Attachment, Result]  # a network that is attached, and what its plugins said
 
 
-def attach_all(page: Page, attachments: Sequence[Attachment], call: Call, node: Node) -> list[Result]:
+def attach_all(page: SandboxFile, attachments: Sequence[Attachment], call: Call, node: Node) -> list[Result]:
     """Run every chain, one after the other; the page is told how far each came.
 
     While this process has other calls, networks that need no executable are attached by another one.
@@ -44,24 +45,24 @@ def attach_all(page: Page, attachments: Sequence[Attachment], call: Call, node: 
 
 
 def _elsewhere(
-    page: Page, elsewhere: Elsewhere, group: tuple[Attachment, ...], call: Call, node: Node
+    page: SandboxFile, elsewhere: Elsewhere, group: tuple[Attachment, ...], call: Call, node: Node
 ) -> list[Result] | None:
     """Have networks attached by another process; None when none has time, and then nothing was begun."""
     for attachment in group:
         _offer(attachment, node)
-        page.done(attachment, *uncertain_progress(attachment))
-    page.begun(group[0], *uncertain_progress(group[0]))
+        page.set_progress(attachment, *uncertain_progress(attachment))
+    page.write_progress(group[0], *uncertain_progress(group[0]))
     done = elsewhere.add(group, call, node.chain)
     if done is None:
         for attachment in group:
-            page.done(attachment, 0, 0)
+            page.set_progress(attachment, 0, 0)
         return None
     for attachment in group:
-        page.done(attachment, *complete_progress(attachment))
+        page.set_progress(attachment, *complete_progress(attachment))
     return [_done(attachment, call, *one) for attachment, one in zip(group, done, strict=True)]
 
 
-def _run_chain(page: Page, attachment: Attachment, call: Call, node: Node) -> Result:
+def _run_chain(page: SandboxFile, attachment: Attachment, call: Call, node: Node) -> Result:
     """Run the chain of one network; the error of a delegate is told with the network and the interface."""
     _offer(attachment, node)
     started = node.monotonic()
@@ -72,9 +73,9 @@ def _run_chain(page: Page, attachment: Attachment, call: Call, node: Node) -> Re
     return _done(attachment, call, body, node.monotonic() - started)
 
 
-def _told(page: Page, attachment: Attachment, begun: int, done: int) -> None:
+def _told(page: SandboxFile, attachment: Attachment, begun: int, done: int) -> None:
     """Tell the page how far a chain came; what is begun stands there before it is."""
-    (page.begun if begun > done else page.done)(attachment, begun, done)
+    (page.write_progress if begun > done else page.set_progress)(attachment, begun, done)
 
 
 def _done(attachment: Attachment, call: Call, body: Mapping[str, Any], seconds: float) -> Result:
@@ -83,7 +84,9 @@ def _done(attachment: Attachment, call: Call, body: Mapping[str, Any], seconds: 
     return results.read(body, attachment.conflist.version)
 
 
-def attach_one(page: Page, before: Sequence[Attachment], attachment: Attachment, call: Call, node: Node) -> Result:
+def attach_one(
+    page: SandboxFile, before: Sequence[Attachment], attachment: Attachment, call: Call, node: Node
+) -> Result:
     """Attach one network; refuse it when its plugin takes away what it made for this sandbox before.
 
     Some systems serve one interface a pod and replace it when they are asked again (Calico names its veth by the pod).

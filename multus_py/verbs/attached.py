@@ -14,7 +14,8 @@ from multus_py.kernel.netlink import Netlink
 from multus_py.kernel.pci import Bus
 from multus_py.kernel.virtual_functions import VirtualFunction
 from multus_py.plan.attachment import Attachment
-from multus_py.state.journal import Entry, Journal
+from multus_py.state.journal import Journal
+from multus_py.state.journal_entry import Entry
 from multus_py.state.result_cache import ResultCache
 from multus_py.verbs import default_route
 
@@ -93,7 +94,7 @@ class Survey:
             return Sandbox("", "", container_id, "", trouble=str(error))
         named = (entry.pod.namespace, entry.pod.name) if entry.pod else ("", "")
         failed = tuple(
-            Failed(one.attachment.ifname, one.attachment.name, one.reason, one.tries, one.final)
+            Failed(one.attachment.ifname, one.attachment.name, one.reason, one.tries, one.is_final)
             for one in entry.failures
         )
         known = Sandbox(*named, container_id, entry.netns, failed=failed)

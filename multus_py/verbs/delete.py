@@ -4,7 +4,7 @@
 from multus_py.cni.call import Call
 from multus_py.kube.store import Pod
 from multus_py.plan.attachment import pod_ref
-from multus_py.state.journal import Failure
+from multus_py.state.journal_entry import Failure
 from multus_py.verbs import events, teardown
 from multus_py.verbs.node import Node
 
@@ -17,7 +17,7 @@ def delete(call: Call, node: Node) -> None:
     Everything that can be released is. What came to be and could not be released stays in the journal, and the errors
     are told together; what never came to be is told as an Event, and tried again without the runtime.
     """
-    with node.journal.page(call.container_id, call.ifname) as page, node.place(call.verb):
+    with node.journal.lock_sandbox(call.container_id, call.ifname) as page, node.place(call.verb):
         ref = page.entry.pod if page.entry else pod_ref(call)
         failures = teardown.detach_sandbox(page, call, node)
     if ref and node.store:

@@ -13,7 +13,7 @@ from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code, run_all
 from multus_py.plan import decide
 from multus_py.plan.attachment import Attachment
-from multus_py.state import journal, takeover
+from multus_py.state import journal_entry, takeover
 from multus_py.verbs import teardown
 from multus_py.verbs.node import Node
 
@@ -43,10 +43,10 @@ def _collect(container_id: str, ifname: str, call: Call, node: Node) -> None:
     A page that cannot be read may be another network's, whose sandboxes are not on the list: while its results name a
     namespace that may live, it stays.
     """
-    with node.journal.page(container_id, ifname, wait=False) as page:
+    with node.journal.lock_sandbox(container_id, ifname, wait=False) as page:
         if page.entry and page.entry.network != node.config.name:
             return
-        if page.damaged and not all(map(journal.is_gone, node.chain.cache.namespaces(container_id))):
+        if page.damaged and not all(map(journal_entry.is_namespace_gone, node.chain.cache.namespaces(container_id))):
             log.info("GC: sandbox %s (%s) is kept: its page cannot be read, and it may live", container_id, ifname)
             return
         gone = replace(call, container_id=container_id, ifname=ifname, netns=page.entry.netns if page.entry else "")
@@ -91,7 +91,7 @@ def _sweep_network(network: Attachment, call: Call, node: Node, valid: frozenset
         node.sleep(_LOOK)
         return node.monotonic() < end
 
-    with node.journal.sweeping(patience):
+    with node.journal.lock_for_gc(patience):
         used, strangers = _used(network, call, node, valid)
         if network.primary:
             used |= valid

@@ -16,8 +16,18 @@ from multus_py.cni.errors import CniError, combined_error, try_step
 from multus_py.kernel import netlink
 from multus_py.plan import decide, device_info
 from multus_py.plan.attachment import Attachment, pod_ref
-from multus_py.state import journal, takeover
-from multus_py.state.journal import Entry, Failure, Page, Progress
+from multus_py.state import takeover
+from multus_py.state.journal import SandboxFile
+from multus_py.state.journal_entry import (
+    Entry,
+    Failure,
+    Progress,
+    boot_id,
+    complete_progress,
+    is_namespace_gone,
+    uncertain_progress,
+    uptime,
+)
 from multus_py.verbs.node import Node
 
 log = logging.getLogger("multus_py")
@@ -26,7 +36,7 @@ Known = tuple[Attachment, Progress]  # an attachment, and how far its ADD came
 _REASON_KEPT = 1000  # characters of an error that are kept with a failure
 
 
-def detach_sandbox(page: Page, call: Call, node: Node) -> tuple[Failure, ...]:
+def detach_sandbox(page: SandboxFile, call: Call, node: Node) -> tuple[Failure, ...]:
     """Detach all that is known of the sandbox on *page*, newest first; return what failed and nobody waits for.
 
     What came to be and could not be detached stays on the page, and its errors are raised together. The page is cleared
@@ -35,7 +45,7 @@ def detach_sandbox(page: Page, call: Call, node: Node) -> tuple[Failure, ...]:
     call = _in_its_namespace(page, call)
     there, before = recorded_attachments(page, call, node), page.entry or _unknown(call, node)
     if page.damaged:
-        page.set_aside()
+        page.save_damaged_copy()
     stays, failures, troubles = _detached(there, call, node)
     old = _again(before.failures, [one.ifname for one in stays], call, node)
     _keep(page, replace(before, attachments=tuple(reversed(stays)), failures=(*old, *failures)))
@@ -45,19 +55,19 @@ def detach_sandbox(page: Page, call: Call, node: Node) -> tuple[Failure, ...]:
     return (*old, *failures)
 
 
-def _in_its_namespace(page: Page, call: Call) -> Call:
+def _in_its_namespace(page: SandboxFile, call: Call) -> Call:
     """Return *call* without a namespace that cannot be the sandbox's: what has its interfaces' names there is not its.
 
     No namespace outlives its boot, and `/proc/<pid>/ns/net` then leads to somebody else's. In our own namespace ADD
     attaches nothing, unless it is told to: of a sandbox that nobody knows, nothing in there is ours.
     """
     if page.entry:
-        of_another_boot = page.entry.boot not in ("", journal.boot())
+        of_another_boot = page.entry.boot not in ("", boot_id())
         return replace(call, netns="") if of_another_boot else call
     return replace(call, netns="") if not call.same_netns_allowed and netlink.is_own(call.netns) else call
 
 
-def retry_failures(page: Page, call: Call, node: Node) -> None:
+def retry_failures(page: SandboxFile, call: Call, node: Node) -> None:
     """Try once more to take back what failed in a sandbox that goes on."""
     if page.entry and page.entry.failures:
         living = [one.ifname for one in page.entry.attachments]
@@ -66,7 +76,7 @@ def retry_failures(page: Page, call: Call, node: Node) -> None:
 
 def detach_unrecorded(there: Iterable[Attachment], call: Call, node: Node) -> None:
     """Detach what only kept results tell of."""
-    _, _, troubles = _detached([(one, journal.complete_progress(one)) for one in there], call, node)
+    _, _, troubles = _detached([(one, complete_progress(one)) for one in there], call, node)
     if troubles:
         raise combined_error(f"sandbox {call.container_id}: left behind, to be tried again", troubles)
 
@@ -81,8 +91,8 @@ def detach_network(
     if beside is not None:
         _name_back(attachment, [one.ifname for one in beside], call, node)
     if node.chain.cache.has(attachment, call.container_id):
-        progress = journal.complete_progress(attachment)
-    elif not call.netns or journal.is_gone(call.netns):
+        progress = complete_progress(attachment)
+    elif not call.netns or is_namespace_gone(call.netns):
         # Neither namespace nor result: nobody can wait for what nobody can prove.
         progress = Progress(progress.begun, 0)
     troubles = _ask(attachment, progress.begun, call, node)
@@ -130,7 +140,7 @@ def _again(before: Iterable[Failure], living: Sequence[str], call: Call, node: N
     """Try failures again, but for those that are final or whose interface is another's now; return what still fails."""
     left = []
     for failure in before:
-        if failure.final or failure.attachment.ifname in living:
+        if failure.is_final or failure.attachment.ifname in living:
             left.append(failure)
             continue
         outcome: dict[int, CniError] = {}
@@ -138,18 +148,18 @@ def _again(before: Iterable[Failure], living: Sequence[str], call: Call, node: N
             outcome[0] = trouble
         if outcome:
             left.append(replace(failure, reason=_all(outcome), tries=failure.tries + 1))
-            if left[-1].final:
+            if left[-1].is_final:
                 log.warning("sandbox %s: %s is given up after %d tries, `multus-py forget` drops it: %s",
                             call.container_id, failure.attachment, left[-1].tries, left[-1].reason)  # fmt: skip
     return tuple(left)
 
 
-def _keep(page: Page, entry: Entry) -> None:
+def _keep(page: SandboxFile, entry: Entry) -> None:
     """Write down what is left of a sandbox, or clear the page; what cannot be written stays as it was: that is more.
 
     So does a page that the disk did not give: it may know more than we found without it, and is looked at again.
     """
-    if page.unread:
+    if page.unreadable:
         return
     if not entry.attachments and not entry.failures:
         page.clear()
@@ -160,8 +170,8 @@ def _keep(page: Page, entry: Entry) -> None:
 def _unknown(call: Call, node: Node) -> Entry:
     """Return the entry of a sandbox that has no readable one."""
     return Entry(
-        node.config.name, call.container_id, call.ifname, call.netns, (), pod_ref(call), journal.boot(),
-        since=journal.uptime(),
+        node.config.name, call.container_id, call.ifname, call.netns, (), pod_ref(call), boot_id(),
+        since=uptime(),
     )  # fmt: skip
 
 
@@ -199,14 +209,14 @@ def _rename(attachment: Attachment, names: Sequence[str], call: Call, node: Node
             log.info("%s was renamed to %s in the pod and has its name again", attachment, found[0].name)
 
 
-def recorded_attachments(page: Page, call: Call, node: Node) -> list[Known]:
+def recorded_attachments(page: SandboxFile, call: Call, node: Node) -> list[Known]:
     """Return what is known of a sandbox, oldest first: from the journal, a delegates file, the kept results.
 
     What is known nowhere may have been attached without us: then it is what ADD would attach now, the cluster's
     networks alone. Where there was a page that cannot be trusted, the pod's own, too.
     """
     entry = page.entry
-    there = [(one, entry.reached(one)) for one in entry.attachments] if entry else []
+    there = [(one, entry.progress_of(one)) for one in entry.attachments] if entry else []
     kept = node.chain.cache.attachments(call.container_id, call.ifname, [one for one, _ in there])
     found = [*takeover.read_attachments(node.config.cni_dir, call, kept), *kept]
     if page.damaged or not (entry or found):
@@ -215,7 +225,7 @@ def recorded_attachments(page: Page, call: Call, node: Node) -> list[Known]:
     for attachment in found:
         if attachment.ifname not in seen:
             seen.add(attachment.ifname)
-            there.append((attachment, journal.uncertain_progress(attachment)))
+            there.append((attachment, uncertain_progress(attachment)))
     return there
 
 

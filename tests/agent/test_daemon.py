@@ -235,7 +235,7 @@ def test_the_daemon_killed_in_a_loop_loses_nothing(running, leftovers):
 
 
 def _entries(running, container):
-    with running.stage.node().journal.page(container, "eth0") as page:
+    with running.stage.node().journal.lock_sandbox(container, "eth0") as page:
         return [page.entry] if page.entry else []
 
 

@@ -314,7 +314,7 @@ def test_a_page_that_is_held_is_come_back_to(attached):
     """While an ADD or DEL works on the sandbox nothing is compared, and nothing is told."""
     attached.stage.pod("p", "b")
     before = events(attached)
-    with attached.stage.node().journal.page("c1", "eth0"):
+    with attached.stage.node().journal.lock_sandbox("c1", "eth0"):
         assert not look(attached)
     assert before == events(attached)
     assert look(attached)
@@ -341,7 +341,7 @@ def test_a_pod_that_ends_is_left_alone(attached, ends):
     attached.stage.pod("p", "b")
     node = attached.stage.node()
     (page,) = node.journal.sandboxes()
-    with node.journal.page(*page) as open_page:
+    with node.journal.lock_sandbox(*page) as open_page:
         open_page.write(replace(open_page.entry, pod=replace(open_page.entry.pod, uid="u1")))
     pod = replace(node.store.pod(PodRef("default", "p")), **{"uid": "u1", **ends})
     store = Interrupted(node.store)

@@ -170,7 +170,7 @@ def test_a_plugin_of_one_interface_a_pod_is_refused(attached):
     assert "r as again: plugin replacing took net3 away" in events(attached)[-1][1]
     assert "another type" in events(attached)[-1][1]
     assert ["eth0", "net1", "net2"] == interfaces(attached)[0]
-    page = attached.stage.node().journal.page("c1", "eth0")
+    page = attached.stage.node().journal.lock_sandbox("c1", "eth0")
     with page as found:
         assert ["eth0", "net1", "net2", "net3"] == [item.ifname for item in found.entry.attachments]
 

@@ -20,7 +20,7 @@ from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError
 from multus_py.kernel import netlink
 from multus_py.kube.store import NETWORKS, Pod, PodRef
-from multus_py.state import journal
+from multus_py.state import journal_entry
 from multus_py.state.spool import Spool
 
 
@@ -118,7 +118,7 @@ def test_one_look_replays_all_that_waits(stage):
 def test_a_step_of_the_clock_drops_no_delete(stage, step):
     """Whether a sandbox was attached anew is told by the clock that nobody sets."""
     stage.run("ADD", "p")
-    since = {"boot": journal.boot(), "since": journal.uptime()}
+    since = {"boot": journal_entry.boot_id(), "since": journal_entry.uptime()}
     folder = buried(stage, "c1", **{**since, "time": time.time() + step})
     (path,) = Spool(folder).files()
     tombstone = Spool(folder).read(path)
@@ -137,7 +137,7 @@ def test_a_tombstone_of_an_earlier_boot_is_older_than_what_is_attached_in_this_o
     tombstone = Spool(folder).read(path)
     book, call = stage.node().journal, stage.call("DEL", "p")
     assert tombstone.is_older(book, call)
-    with book.page("c1", "eth0") as page:
+    with book.lock_sandbox("c1", "eth0") as page:
         page.write(replace(page.entry, boot="another"))
     assert not tombstone.is_older(book, call)
 
@@ -152,7 +152,7 @@ def test_a_pod_whose_page_is_locked_is_not_told_to_restart(stage):
     stage.pod("p", "x", uid="uid-p")
     stage.run("ADD", "p")
     watch = watcher(stage)
-    with stage.node().journal.page("c1", "eth0"):
+    with stage.node().journal.lock_sandbox("c1", "eth0"):
         watch.tell_missing(stage.node(), [running(stage, "p")])
     assert "NetworksMissing" not in [event.reason for event in stage.node().store.events(PodRef("default", "p"))]
 
@@ -204,8 +204,8 @@ def test_a_damaged_page_of_a_sandbox_that_is_gone_is_swept(stage):
 
 def test_the_namespace_of_a_process_that_ended_is_gone():
     """`/proc/<pid>/ns/net` of nobody: gone, where all processes are seen; that of a living one is not."""
-    entry = journal.Entry("mp", "c1", "eth0", "/proc/4194305/ns/net", (), boot=journal.boot())
-    assert entry.is_gone() == journal._sees_all_processes()
+    entry = journal_entry.Entry("mp", "c1", "eth0", "/proc/4194305/ns/net", (), boot=journal_entry.boot_id())
+    assert entry.is_gone() == journal_entry._sees_all_processes()
     assert not replace(entry, netns="/proc/self/ns/net").is_gone()
     assert not replace(entry, netns="/nowhere/at/all").is_gone()
 
@@ -305,7 +305,7 @@ def test_a_delete_that_the_kernel_does_not_let_us_read_stays(stage, monkeypatch)
 def test_a_tombstone_of_an_earlier_boot_names_no_namespace(stage):
     """Its path may lead to another's today, as every /proc/<pid>/ns/net does."""
     folder = buried(stage, "c1")
-    for boot, netns in (("another", ""), (journal.boot(), "/proc/1/ns/net")):
+    for boot, netns in (("another", ""), (journal_entry.boot_id(), "/proc/1/ns/net")):
         body = json.loads((folder / "c1.json").read_text())
         body |= {"boot": boot, "since": 1.0, "env": {**body["env"], "CNI_NETNS": "/proc/1/ns/net"}}
         (folder / "c1.json").write_text(json.dumps(body))

@@ -20,7 +20,7 @@ from multus_py.kernel import netlink
 from multus_py.kube.store import PodRef
 from multus_py.plan.attachment import Attachment
 from multus_py.state import journal
-from multus_py.state.journal import Entry
+from multus_py.state.journal_entry import Entry, boot_id
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 pytestmark = root_only
@@ -290,9 +290,13 @@ def test_stale_journal_pages_are_found(node):
     body = conflist.parse({"cniVersion": "1.0.0", "name": "n", "type": "t"})
     attachment = Attachment("n", body, "eth0", primary=True, args=(), capabilities={}, default_route=None)
     (node.root / "run/netns/alive").touch()
-    for name, boot in (("alive", journal.boot()), ("gone", journal.boot()), ("rebooted", "another boot")):
+    for name, boot in (
+        ("alive", boot_id()),
+        ("gone", boot_id()),
+        ("rebooted", "another boot"),
+    ):
         netns = "/run/netns/alive" if name == "rebooted" else f"/run/netns/{name}"
-        with book.page(name, "eth0") as page:
+        with book.lock_sandbox(name, "eth0") as page:
             page.write(Entry("multus-py", name, "eth0", netns, (attachment,), PodRef("ns", name), boot))
     (book.folder / "broken@eth0").write_text("{}")
     status, found = node.doctor()

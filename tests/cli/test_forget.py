@@ -9,7 +9,7 @@ from story import Stage, namespace
 from multus_py.cli.main import main
 from multus_py.cni.errors import CniError
 from multus_py.install import installation
-from multus_py.state import journal
+from multus_py.state import journal_entry
 
 NO = {"error": {"code": 100, "msg": "scripted no"}}
 
@@ -94,8 +94,8 @@ def test_of_a_sandbox_that_lives_only_what_failed_is_dropped(stage, capsys):
     """What it has is not touched."""
     stage.plugins.plugin("one")
     stage.run("ADD", "p", container="c1234567890abcdef")
-    with stage.node().journal.page("c1234567890abcdef", "eth0") as page:
-        failure = journal.Failure(page.entry.attachments[1], 1, "left from a try before")
+    with stage.node().journal.lock_sandbox("c1234567890abcdef", "eth0") as page:
+        failure = journal_entry.Failure(page.entry.attachments[1], 1, "left from a try before")
         page.write(type(page.entry)(**{**page.entry.__dict__, "failures": (failure,)}))
     assert 0 == run(stage, "forget", "c1234567890abcdef")
     entry = stage.node().journal.read("c1234567890abcdef", "eth0")

@@ -19,8 +19,8 @@ from multus_py.cni import conflist
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code, try_step
 from multus_py.plan.attachment import Attachment, pod_ref
-from multus_py.state import journal, takeover
-from multus_py.state.journal import Entry, Failure, Progress
+from multus_py.state import journal, journal_entry, takeover
+from multus_py.state.journal_entry import Entry, Failure, Progress
 from multus_py.state.spool import Spool
 from multus_py.verbs import plugins, teardown
 
@@ -158,7 +158,7 @@ def test_a_page_of_another_shape(tmp_path: Path, key: str) -> None:
             "attachments": [], "progress": {}, "since": 0.0, key: 10**400}  # fmt: skip
     text = json.dumps(body).encode()
     (tmp_path / "c@eth0").write_bytes(b"3 %08x %s\n" % (crc32(text), text))
-    with pytest.raises(journal.Damaged):
+    with pytest.raises(journal_entry.DamagedEntry):
         journal.Journal(tmp_path).read("c", "eth0")
 
 
@@ -166,8 +166,8 @@ def test_the_words_of_a_failure_are_of_any_signs(stage: Stage) -> None:
     """What a plugin says, zero bytes and half pairs too, does not make the page damaged that keeps it."""
     attachment = Attachment("default/n", conflist.parse(NETWORK), "eth0", primary=True)
     failure = Failure(attachment, 1, "said \0 and \ud800")
-    entry = Entry("mp", "c1", "eth0", "", (), None, journal.boot(), {"eth0": Progress(1, 0)}, (failure,))
-    with stage.node().journal.page("c1", "eth0") as page:
+    entry = Entry("mp", "c1", "eth0", "", (), None, journal_entry.boot_id(), {"eth0": Progress(1, 0)}, (failure,))
+    with stage.node().journal.lock_sandbox("c1", "eth0") as page:
         page.write(entry)
     assert stage.node().journal.read("c1", "eth0").failures == (failure,)
 
@@ -180,7 +180,7 @@ def test_a_plugin_that_says_zero_bytes(stage: Stage) -> None:
         stage.run("ADD")
     assert "\0" in stage.node().journal.read("c1", "eth0").failures[0].reason
     stage.plugins.plugin("scripted")
-    with stage.node().journal.page("c1", "eth0") as page:
+    with stage.node().journal.lock_sandbox("c1", "eth0") as page:
         assert teardown.detach_sandbox(page, stage.call("DEL"), stage.node()) == ()
 
 

@@ -19,8 +19,7 @@ from multus_py.agent.reconciling import reconciler
 from multus_py.cni import conflist
 from multus_py.cni.errors import try_step
 from multus_py.plan.attachment import Attachment
-from multus_py.state import journal
-from multus_py.state.journal import Entry, Failure, Progress
+from multus_py.state.journal_entry import Entry, Failure, Progress, boot_id
 from multus_py.state.spool import Spool, Tombstone
 from multus_py.verbs import teardown
 from multus_py.verbs.node import Node
@@ -58,7 +57,7 @@ def entries(draw: st.DrawFn) -> Entry:
         for n, chain in enumerate(draw(st.lists(CHAINS, max_size=3)))
     )
     container = next(_CONTAINERS)
-    return Entry("mp", container, "eth0", "/run/netns/mpt-gone", attachments, None, journal.boot(), progress, failures)
+    return Entry("mp", container, "eth0", "/run/netns/mpt-gone", attachments, None, boot_id(), progress, failures)
 
 
 def _fails(attachment: Attachment, plugins: range) -> bool:
@@ -86,16 +85,16 @@ def _model(entry: Entry, kept: frozenset[str], *, lives: bool) -> Left:
     owed, failed, asked = [], [], []
     for one in entry.attachments:
         whole = one.ifname in kept
-        begun = len(one.conflist.plugins) if whole else entry.reached(one).begun
-        done = begun if whole else entry.reached(one).done if lives else 0
+        begun = len(one.conflist.plugins) if whole else entry.progress_of(one).begun
+        done = begun if whole else entry.progress_of(one).done if lives else 0
         asked += [plugin["mark"] for plugin in one.conflist.plugins[:begun]]
         if _fails(one, range(done)):
             owed.append(one.ifname)
         elif _fails(one, range(begun)):
             failed.insert(0, one.ifname)
-    again = [one for one in entry.failures if not one.final]
+    again = [one for one in entry.failures if not one.is_final]
     asked += [plugin["mark"] for one in again for plugin in one.attachment.conflist.plugins[: one.begun]]
-    old = [one.attachment.ifname for one in entry.failures if one.final or _fails(one.attachment, range(one.begun))]
+    old = [one.attachment.ifname for one in entry.failures if one.is_final or _fails(one.attachment, range(one.begun))]
     return Left(tuple(owed), (*old, *failed), tuple(sorted(asked)))
 
 
@@ -118,7 +117,7 @@ def test_what_remains_is_what_failed(
     node, left = stage.node(), _model(entry, kept, lives=lives)
     _keep_results(entry, kept, node)
     call = stage.call("DEL", container=entry.container_id, netns="/proc/self/ns/net" if lives else "")
-    with node.journal.page(entry.container_id, entry.ifname) as page:
+    with node.journal.lock_sandbox(entry.container_id, entry.ifname) as page:
         page.write(entry)
         trouble = try_step(lambda: teardown.detach_sandbox(page, call, node))
         there = page.entry
@@ -136,14 +135,14 @@ def test_the_reconciler_finishes_its_round(stage: Stage, several: list[Entry], k
     node = stage.node()
     for entry in several:
         _keep_results(entry, kept, node)
-        with node.journal.page(entry.container_id, entry.ifname) as page:
+        with node.journal.lock_sandbox(entry.container_id, entry.ifname) as page:
             page.write(entry)
     looker = reconciler.Reconciler(Spool(stage.folder / "spool"), lambda tombstone: None, lambda what: None)
     looker.release_dead(node)
     for entry in several:
         left = _model(entry, kept if entry.attachments else frozenset(), lives=False)
-        before = not entry.attachments and all(one.final for one in entry.failures)  # nothing to do, and not looked at
-        with node.journal.page(entry.container_id, "eth0") as page:
+        before = not entry.attachments and all(one.is_final for one in entry.failures)  # not looked at
+        with node.journal.lock_sandbox(entry.container_id, "eth0") as page:
             assert left.agrees(page.entry) or (before and page.entry == entry)
             page.clear()
     shutil.rmtree(node.chain.cache.folder, ignore_errors=True)
@@ -185,7 +184,7 @@ def test_a_sealed_page_of_any_shape_is_read_or_damaged(stage: Stage, lines: list
     looker.tell_missing(node, [])
     looker.release_dead(node)
     path.write_bytes(b"".join(map(_sealed, lines)) + torn)
-    with node.journal.page("c", "eth0") as page:
+    with node.journal.lock_sandbox("c", "eth0") as page:
         entry = page.entry
         trouble = try_step(lambda: teardown.detach_sandbox(page, stage.call("DEL", container="c"), node))
         assert trouble is None or "internal error" not in trouble.msg, trouble

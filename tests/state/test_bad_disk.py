@@ -14,20 +14,20 @@ from multus_py.agent.reconciling.reconciler import Reconciler
 from multus_py.cni import conflist
 from multus_py.cni.errors import CniError
 from multus_py.plan.attachment import Attachment
-from multus_py.state import journal
-from multus_py.state.journal import Entry, Journal
+from multus_py.state.journal import Journal
+from multus_py.state.journal_entry import DamagedEntry, Entry, boot_id, decode, encode
 from multus_py.state.spool import Spool
 
 
 def entry(network: str = "mp") -> Entry:
     """Return an entry with one attachment."""
     conf = conflist.parse({"cniVersion": "1.0.0", "name": "n", "type": "x"})
-    return Entry(network, "c1", "eth0", "/n", (Attachment("n", conf, "eth0", primary=True),), boot=journal.boot())
+    return Entry(network, "c1", "eth0", "/n", (Attachment("n", conf, "eth0", primary=True),), boot=boot_id())
 
 
 def written(book: Journal) -> Path:
     """Write a page and return its file."""
-    with book.page("c1", "eth0") as page:
+    with book.lock_sandbox("c1", "eth0") as page:
         page.write(entry())
     return book.folder / "c1@eth0"
 
@@ -41,7 +41,7 @@ def test_a_page_that_cannot_be_read_stays(tmp_path, monkeypatch):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "pread", broken)
-    with book.page("c1", "eth0") as page:
+    with book.lock_sandbox("c1", "eth0") as page:
         assert (None, True) == (page.entry, page.damaged)
     monkeypatch.setattr(os, "pread", real)
     assert path.exists()
@@ -53,12 +53,12 @@ def test_a_torn_line_does_not_damage_the_page(tmp_path):
     book = Journal(tmp_path)
     path = written(book)
     with path.open("ab") as file:
-        file.write(journal.encode(entry("torn"))[:-20])
-    with book.page("c1", "eth0") as page:
+        file.write(encode(entry("torn"))[:-20])
+    with book.lock_sandbox("c1", "eth0") as page:
         assert entry() == page.entry
         page.write(entry("second"))
     assert entry("second") == book.read("c1", "eth0")
-    with book.page("c1", "eth0") as page:
+    with book.lock_sandbox("c1", "eth0") as page:
         page.write(entry("third"))
     assert entry("third") == book.read("c1", "eth0")
 
@@ -101,11 +101,11 @@ def test_on_a_full_disk_add_is_refused_and_the_page_is_as_it_was(small):
     written(book)
     big = replace(entry(), netns="/" + "n" * 8000)
     fill(small)
-    with book.page("c1", "eth0") as page, pytest.raises(CniError, match="cannot write the journal"):
+    with book.lock_sandbox("c1", "eth0") as page, pytest.raises(CniError, match="cannot write the journal"):
         page.write(big)
     assert entry() == book.read("c1", "eth0")
     (small / "filler").unlink()
-    with book.page("c1", "eth0") as page:
+    with book.lock_sandbox("c1", "eth0") as page:
         page.write(big)
     assert big == book.read("c1", "eth0")
 
@@ -142,7 +142,7 @@ def test_on_a_full_ext4_nothing_is_attached_without_its_journal(tmp_path):
         written(book)
         fill(folder)
         big = replace(entry(), netns="/" + "n" * 200_000)
-        with book.page("c1", "eth0") as page, pytest.raises(CniError, match="cannot write the journal"):
+        with book.lock_sandbox("c1", "eth0") as page, pytest.raises(CniError, match="cannot write the journal"):
             page.write(big)
         assert entry() == book.read("c1", "eth0")
     finally:
@@ -155,20 +155,20 @@ def test_pages_of_every_build_are_read():
     pages = sorted(path.name for path in folder.iterdir())
     assert ["1-sha256", "2-crc32", "3-versioned"] == pages
     for name in pages:
-        found = journal.decode((folder / name).read_bytes())
+        found = decode((folder / name).read_bytes())
         assert ("mp", "c1", "eth0", "/run/netns/a", "default/p", ["eth0", "net1"]) == (
             found.network, found.container_id, found.ifname, found.netns, str(found.pod),
             [one.ifname for one in found.attachments],
         )  # fmt: skip
         wanted = [(1, 1), (2, 2)] if name == "3-versioned" else [(1, 0), (2, 0)]
-        assert wanted == [found.reached(one) for one in found.attachments]
+        assert wanted == [found.progress_of(one) for one in found.attachments]
 
 
 def test_a_line_of_a_newer_build_is_not_taken_for_torn():
     """After a downgrade the page is damaged, and says why; it is not read half."""
-    line = journal.encode(entry()).replace(b"3 ", b"4 ", 1)
-    with pytest.raises(journal.Damaged, match="newer build"):
-        journal.decode(line)
+    line = encode(entry()).replace(b"3 ", b"4 ", 1)
+    with pytest.raises(DamagedEntry, match="newer build"):
+        decode(line)
 
 
 def test_a_page_that_cannot_be_read_at_del_is_looked_at_again(tmp_path, monkeypatch):

@@ -15,8 +15,9 @@ from multus_py.cni.errors import CniError
 from multus_py.config import plugin
 from multus_py.kube.store import PodRef
 from multus_py.plan.attachment import Attachment
-from multus_py.state import journal, result_cache, takeover
-from multus_py.state.journal import Entry, Journal
+from multus_py.state import journal_entry, result_cache, takeover
+from multus_py.state.journal import Journal
+from multus_py.state.journal_entry import Entry
 from multus_py.state.result_cache import ResultCache
 
 names = st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,20}", fullmatch=True)
@@ -51,25 +52,25 @@ entries = st.builds(
 @given(entries)
 def test_the_journal_gives_back_what_it_was_given(entry):
     """Every key and number of every config survives, unknown ones too."""
-    assert entry == journal.decode(journal.encode(entry))
+    assert entry == journal_entry.decode(journal_entry.encode(entry))
 
 
 @given(entries, st.data())
 def test_a_damaged_page_is_noticed(entry, data):
     """Cut anywhere or with any byte changed: `Damaged`, never half of the truth."""
-    text = journal.encode(entry)
+    text = journal_entry.encode(entry)
     at = data.draw(st.integers(0, len(text) - 1))
     for damaged in (text[:at], text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :]):
-        with pytest.raises(journal.Damaged):
-            journal.decode(damaged)
+        with pytest.raises(journal_entry.DamagedEntry):
+            journal_entry.decode(damaged)
 
 
 @given(entries, entries, st.data())
 def test_a_torn_line_leaves_the_one_before(first, second, data):
     """A page grows by lines: one that was not finished had no consequences yet."""
-    whole, more = journal.encode(first), journal.encode(second)
-    assert second == journal.decode(whole + more)
-    assert first == journal.decode(whole + more[: data.draw(st.integers(0, len(more) - 1))])
+    whole, more = journal_entry.encode(first), journal_entry.encode(second)
+    assert second == journal_entry.decode(whole + more)
+    assert first == journal_entry.decode(whole + more[: data.draw(st.integers(0, len(more) - 1))])
 
 
 @given(
@@ -81,7 +82,7 @@ def test_only_cni_errors_come_out_of_any_file(text):
     """Fuzz: a journal page, a kept result, a delegates file of any bytes."""
     sealed = b"%08x " % crc32(text) + text + b"\n"
     readers = (
-        lambda: journal.decode(text), lambda: journal.decode(sealed), lambda: result_cache.decode(text),
+        lambda: journal_entry.decode(text), lambda: journal_entry.decode(sealed), lambda: result_cache.decode(text),
         lambda: takeover.decode(text, Call("DEL", "c", ifname="eth0")),
     )  # fmt: skip
     for read in readers:
@@ -150,12 +151,12 @@ def entry(container="c1"):
 def test_a_page_lives_from_write_to_clear(tmp_path):
     """An unwritten page leaves no file, a written one stays until it is cleared."""
     book = Journal(tmp_path / "attachments")
-    with book.page("c1", "eth0") as page:
+    with book.lock_sandbox("c1", "eth0") as page:
         assert (None, False) == (page.entry, page.damaged)
     assert [] == book.sandboxes()
-    with book.page("c1", "eth0") as page:
+    with book.lock_sandbox("c1", "eth0") as page:
         page.write(entry())
-    with book.page("c1", "eth0") as page:
+    with book.lock_sandbox("c1", "eth0") as page:
         assert entry() == page.entry
         page.clear()
     assert [] == list((tmp_path / "attachments").iterdir())
@@ -164,7 +165,11 @@ def test_a_page_lives_from_write_to_clear(tmp_path):
 def test_a_busy_page_is_not_waited_for_when_told_so(tmp_path):
     """Garbage collection passes over a sandbox that is being attached."""
     book = Journal(tmp_path)
-    with book.page("c1", "eth0"), pytest.raises(CniError) as caught, book.page("c1", "eth0", wait=False):
+    with (
+        book.lock_sandbox("c1", "eth0"),
+        pytest.raises(CniError) as caught,
+        book.lock_sandbox("c1", "eth0", wait=False),
+    ):
         pass
     assert 11 == caught.value.code
 

@@ -20,7 +20,7 @@ from multus_py.cni.errors import CniError
 from multus_py.cni.result import Result
 from multus_py.kernel import netlink
 from multus_py.kube.store import PodRef
-from multus_py.state import journal
+from multus_py.state import journal_entry
 from multus_py.state.spool import Spool
 from multus_py.verbs import plugins
 from multus_py.verbs.add import add
@@ -173,7 +173,7 @@ def test_after_a_power_loss_every_plugin_is_asked_and_none_is_waited_for(stage):
     assert "" == told(stage, "ADD")
     page = stage.folder / "cni/attachments/c1@eth0"
     entry = replace(stage.node().journal.read("c1", "eth0"), boot="an earlier one", progress={})
-    page.write_bytes(journal.encode(entry))
+    page.write_bytes(journal_entry.encode(entry))
     for path in (stage.folder / "cni/results").iterdir():
         path.unlink()
     stage.plugins.plugin("two", DEL=NO)
@@ -251,10 +251,10 @@ def test_what_fails_again_and_again_is_given_up_and_bounded(stage, caplog):
     tried = len(stage.plugins.calls("one", "DEL"))
     watch.release_dead(stage.node())
     entry = stage.node().journal.read("c1", "eth0")
-    assert (10, 10, True, 1) == (tried, len(stage.plugins.calls("one", "DEL")), entry.failures[0].final, watch.left)
+    assert (10, 10, True, 1) == (tried, len(stage.plugins.calls("one", "DEL")), entry.failures[0].is_final, watch.left)
     assert 1 == caplog.text.count("is given up after 10 tries")
     for n in range(120):
-        with stage.node().journal.page(f"more{n}", "eth0") as page:
+        with stage.node().journal.lock_sandbox(f"more{n}", "eth0") as page:
             page.write(type(entry)(**{**entry.__dict__, "container_id": f"more{n}"}))
     watch.release_dead(stage.node())
     assert 100 == len(stage.node().journal.sandboxes())
@@ -404,7 +404,7 @@ def test_pages_hold_one_line_for_each_plugin_and_one_fsync(stage, monkeypatch):
     lines = (stage.folder / "cni/attachments/c1@eth0").read_bytes().splitlines()
     assert (1, 5) == (len(synced), len(lines))
     entry = stage.node().journal.read("c1", "eth0")
-    assert {"eth0": journal.Progress(1, 1), "net1": journal.Progress(2, 2)} == entry.progress
+    assert {"eth0": journal_entry.Progress(1, 1), "net1": journal_entry.Progress(2, 2)} == entry.progress
 
 
 @pytest.mark.parametrize("plugin", ["ptp", "two"])
@@ -471,7 +471,7 @@ def test_after_a_reboot_a_process_id_leads_to_nobodys_namespace(stage):
             kernel.create_veth("eth0", "peer")
         program = netlink.visit(other, lambda: subprocess.Popen(["sleep", "60"]))
         try:
-            with stage.node().journal.page("c1", "eth0") as page:
+            with stage.node().journal.lock_sandbox("c1", "eth0") as page:
                 page.write(replace(page.entry, boot="another", netns=f"/proc/{program.pid}/ns/net"))
             Reconciler(Spool(stage.folder), lambda tombstone: None, lambda kind: None).release_dead(stage.node())
             with netlink.open(other) as kernel:

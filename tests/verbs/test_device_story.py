@@ -85,7 +85,7 @@ def test_every_plugin_of_a_network_gets_its_device_and_del_gets_the_same(stage, 
     assert {"deviceID": A, "CNIDeviceInfoFile": file} == one["runtimeConfig"]
     assert (None, B) == (tail.get("runtimeConfig"), single["runtimeConfig"]["deviceID"])
     assert "deviceID" not in configs(stage, "first", "ADD")[0]
-    with stage.node().journal.page("c1", "eth0", wait=False) as page:
+    with stage.node().journal.lock_sandbox("c1", "eth0", wait=False) as page:
         held = [attachment.device for attachment in page.entry.attachments]
     assert [None, Device(VF, A, ("app",)), Device(VF, B, ("side",))] == held
     kubelet.stop()

@@ -130,7 +130,7 @@ def test_all_pages_of_a_container_count(stage):
     stage.run("ADD", "p")
     book = stage.node().journal
     entry = book.read("c1", "eth0")
-    with book.page("c1", "eth1") as page:
+    with book.lock_sandbox("c1", "eth1") as page:
         page.write(replace(entry, ifname="eth1", attachments=(replace(entry.attachments[0], ifname="eth1"),)))
     listed = [{"containerID": "c1", "ifname": ifname} for ifname in ("eth0", "eth1")]
     stage.run("GC", **{"cni.dev/valid-attachments": listed})

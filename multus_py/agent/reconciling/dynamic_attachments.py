@@ -24,7 +24,8 @@ from multus_py.kube.store import NETWORKS, NetworkDefinition, NotFound, Pod, Pod
 from multus_py.plan import capabilities, decide, devices
 from multus_py.plan.attachment import OTHER, PLATFORM, POD, Attachment
 from multus_py.plan.networks import NoNetwork, Sources
-from multus_py.state.journal import Entry, Journal, complete_progress
+from multus_py.state.journal import Journal
+from multus_py.state.journal_entry import Entry, complete_progress
 from multus_py.verbs import attach, events
 from multus_py.verbs.node import Node
 
@@ -120,7 +121,7 @@ def _half(entry: Entry, node: Node) -> list[str]:
     return [
         item.ifname
         for item in entry.attachments
-        if entry.reached(item) != complete_progress(item) and not node.chain.cache.has(item, entry.container_id)
+        if entry.progress_of(item) != complete_progress(item) and not node.chain.cache.has(item, entry.container_id)
     ]
 
 
@@ -294,7 +295,7 @@ class _Look:
 
     def follow(self, before: Entry, call: Call) -> None:
         """Compare once more while nobody else works on the sandbox, then detach and attach one by one."""
-        with self.node.journal.page(before.container_id, before.ifname, wait=False) as page:
+        with self.node.journal.lock_sandbox(before.container_id, before.ifname, wait=False) as page:
             entry = page.entry
         if entry is None or not _follows(entry, self.pod):
             raise hotplug.Gone(Code.UNKNOWN_CONTAINER, f"sandbox {before.container_id} is gone")

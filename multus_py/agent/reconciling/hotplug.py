@@ -16,7 +16,16 @@ from multus_py.kube.store import Pod
 from multus_py.plan import decide
 from multus_py.plan.attachment import OTHER, Attachment, pod_ref
 from multus_py.plan.networks import Sources
-from multus_py.state.journal import Entry, Failure, Page, Progress, boot, complete_progress, uncertain_progress, uptime
+from multus_py.state.journal import SandboxFile
+from multus_py.state.journal_entry import (
+    Entry,
+    Failure,
+    Progress,
+    boot_id,
+    complete_progress,
+    uncertain_progress,
+    uptime,
+)
 from multus_py.verbs import attach, default_route, teardown
 from multus_py.verbs.node import Node
 
@@ -33,7 +42,7 @@ def never() -> bool:
 
 
 @contextmanager
-def sandbox(call: Call, node: Node, adopt: Callable[[], bool]) -> Iterator[tuple[Page, Entry]]:
+def sandbox(call: Call, node: Node, adopt: Callable[[], bool]) -> Iterator[tuple[SandboxFile, Entry]]:
     """Open the journal page of the sandbox that *call* is about, whatever its own interface is called.
 
     One that another program attached gets a page, if *adopt* says so once no DEL can be at work: what is known of it
@@ -41,7 +50,7 @@ def sandbox(call: Call, node: Node, adopt: Callable[[], bool]) -> Iterator[tuple
     """
     known = [ifname for container_id, ifname in node.journal.sandboxes() if container_id == call.container_id]
     ifname = known[0] if known else PRIMARY
-    with node.journal.page(call.container_id, ifname) as page, node.place(call.verb):
+    with node.journal.lock_sandbox(call.container_id, ifname) as page, node.place(call.verb):
         # A page without attachments tells of failures alone: what the sandbox had is detached.
         if not (page.entry and page.entry.attachments) and not adopt():
             raise Gone(
@@ -55,7 +64,7 @@ def sandbox(call: Call, node: Node, adopt: Callable[[], bool]) -> Iterator[tuple
         whole = replace(call, ifname=PRIMARY)
         there = [replace(one, origin=OTHER) for one, _ in teardown.recorded_attachments(page, whole, node)]
         yield page, Entry(
-            node.config.name, call.container_id, PRIMARY, call.netns, tuple(there), pod_ref(call), boot(),
+            node.config.name, call.container_id, PRIMARY, call.netns, tuple(there), pod_ref(call), boot_id(),
             progress={one.ifname: uncertain_progress(one) for one in there}, since=uptime(), path=call.path,
         )  # fmt: skip
 
@@ -71,7 +80,7 @@ def plug(attachment: Attachment, call: Call, node: Node, pod: Pod | None, adopt:
         node.chain.refuse_unfit(attachment, call)
         attach.refuse_taken_names(call.netns, [attachment])
         grown = replace(entry, attachments=(*entry.attachments, attachment), netns=call.netns)
-        with node.journal.attaching():
+        with node.journal.lock_for_attach():
             page.write(grown)
             try:
                 told = _attach(page, grown.attachments, call, node)
@@ -84,20 +93,22 @@ def plug(attachment: Attachment, call: Call, node: Node, pod: Pod | None, adopt:
     return told[-1][1]
 
 
-def _attach(page: Page, attachments: Sequence[Attachment], call: Call, node: Node) -> list[attach.AttachedNetwork]:
+def _attach(
+    page: SandboxFile, attachments: Sequence[Attachment], call: Call, node: Node
+) -> list[attach.AttachedNetwork]:
     """Attach the last of *attachments*, the others are there; return all with their results."""
     *before, new = attachments
     attach.attach_one(page, before, new, call, node)
-    page.done(new, *complete_progress(new))
+    page.set_progress(new, *complete_progress(new))
     claimed = default_route.claims(attachments)  # a default route that comes with the new one yields to those before it
     return attach.settle_default_routes(attach.cached_results(attachments, call, node), claimed, call, node)
 
 
-def _take_back(page: Page, before: Entry, call: Call, node: Node) -> None:
+def _take_back(page: SandboxFile, before: Entry, call: Call, node: Node) -> None:
     """Detach the network that could not be plugged; the page is as it was *before*, and knows what failed."""
     if page.entry:
         attachment = page.entry.attachments[-1]
-        failure, _ = _detach(attachment, page.entry.reached(attachment), before, call, node)
+        failure, _ = _detach(attachment, page.entry.progress_of(attachment), before, call, node)
         page.write(_failed(before, failure))
 
 
@@ -118,7 +129,7 @@ def unplug(ifname: str, call: Call, node: Node, pod: Pod | None, adopt: Callable
             return False
         call = replace(call, netns=call.netns or entry.netns)
         left = _without(found, entry)
-        failure, told = _detach(found, entry.reached(found), left, call, node)
+        failure, told = _detach(found, entry.progress_of(found), left, call, node)
         page.write(_failed(left, failure))
         attach.publish_status(told, call.netns, node, pod)
     return True

@@ -18,7 +18,8 @@ from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code, try_step
 from multus_py.kernel import netlink
 from multus_py.kube.store import NETWORKS, Pod
-from multus_py.state.journal import Entry, Page, complete_progress, is_gone, uncertain_progress
+from multus_py.state.journal import SandboxFile
+from multus_py.state.journal_entry import Entry, complete_progress, is_namespace_gone, uncertain_progress
 from multus_py.state.spool import Spool, Tombstone
 from multus_py.verbs import attach, default_route, teardown
 from multus_py.verbs.node import Node
@@ -147,12 +148,12 @@ class Reconciler:
 
     def _release(self, sandbox: tuple[str, str], node: Node) -> None:
         """Take down one sandbox if it is gone; raise when something has to be tried again."""
-        with node.journal.page(*sandbox, wait=False) as page:
+        with node.journal.lock_sandbox(*sandbox, wait=False) as page:
             entry = page.entry
             if entry is None:
                 self._release_damaged(page, sandbox, node)
                 return
-            pending = [failure for failure in entry.failures if not failure.final]
+            pending = [failure for failure in entry.failures if not failure.is_final]
             if not entry.attachments and not pending:
                 return
             if entry.attachments and not entry.is_gone():
@@ -168,10 +169,10 @@ class Reconciler:
         if entry.pod and node.store:
             node.store.forget(entry.pod)
 
-    def _release_damaged(self, page: Page, sandbox: tuple[str, str], node: Node) -> None:
+    def _release_damaged(self, page: SandboxFile, sandbox: tuple[str, str], node: Node) -> None:
         """Take down a sandbox whose page cannot be trusted, when its results name namespaces that are all gone."""
         namespaces = node.chain.cache.namespaces(sandbox[0])
-        if page.damaged and namespaces and all(map(is_gone, namespaces)):
+        if page.damaged and namespaces and all(map(is_namespace_gone, namespaces)):
             teardown.detach_sandbox(page, Call("DEL", *sandbox[:1], "", sandbox[1], (), (node.config.bin_dir,)), node)
             _raise_pending(page)
             log.info("sandbox %s (%s): its page was damaged and its namespace gone, released", *sandbox)
@@ -179,8 +180,8 @@ class Reconciler:
 
     def _drop(self, sandbox: tuple[str, str], node: Node) -> None:
         """Forget the oldest of what was given up: there may be thousands of a network that never worked."""
-        with node.journal.page(*sandbox, wait=False) as page:
-            if page.entry and not page.entry.attachments and all(one.final for one in page.entry.failures):
+        with node.journal.lock_sandbox(*sandbox, wait=False) as page:
+            if page.entry and not page.entry.attachments and all(one.is_final for one in page.entry.failures):
                 log.warning("sandbox %s (%s): forgotten, more than %d were given up since", *sandbox, _FINAL_KEPT)
                 page.clear()
                 self.count("forgotten")
@@ -233,9 +234,9 @@ class Reconciler:
             log.warning("event %s of pod %s was not told: %s", reason, pod.ref, error)
 
 
-def _raise_pending(page: Page) -> None:
+def _raise_pending(page: SandboxFile) -> None:
     """Raise what still failed, for a longer pause before the next try."""
-    if pending := [failure for failure in (page.entry.failures if page.entry else ()) if not failure.final]:
+    if pending := [failure for failure in (page.entry.failures if page.entry else ()) if not failure.is_final]:
         raise CniError(Code.INTERNAL, f"try {pending[0].tries}: {pending[0].reason}")
 
 
@@ -245,7 +246,7 @@ def _failures(node: Node, sandbox: tuple[str, str]) -> tuple[tuple[object, ...],
         entry = node.journal.read(*sandbox)
     except CniError:
         return (), None
-    final = bool(entry.failures) and not entry.attachments and all(one.final for one in entry.failures)
+    final = bool(entry.failures) and not entry.attachments and all(one.is_final for one in entry.failures)
     return entry.failures, (max(one.since for one in entry.failures), sandbox) if final else None
 
 
@@ -262,16 +263,20 @@ def missing(entry: Entry) -> list[str]:
 def heal(entry: Entry, node: Node, pod: Pod) -> None:
     """Attach the missing interfaces again: what is left of them is taken down first. The pod is told what it has."""
     call = call_for(entry, "ADD", node)
-    with node.journal.page(entry.container_id, entry.ifname) as page, node.place(call.verb), node.journal.attaching():
+    with (
+        node.journal.lock_sandbox(entry.container_id, entry.ifname) as page,
+        node.place(call.verb),
+        node.journal.lock_for_attach(),
+    ):
         if page.entry is None:
             return
         there, lost = page.entry.attachments, missing(page.entry)
         for attachment in there:
             if attachment.ifname in lost:
-                teardown.detach_network(attachment, page.entry.reached(attachment), call, node, there)
-                page.begun(attachment, *uncertain_progress(attachment))
+                teardown.detach_network(attachment, page.entry.progress_of(attachment), call, node, there)
+                page.write_progress(attachment, *uncertain_progress(attachment))
                 node.chain.add(attachment, call)
-                page.begun(attachment, *complete_progress(attachment))
+                page.write_progress(attachment, *complete_progress(attachment))
                 log.info("sandbox %s: %s attached again", entry.container_id, attachment.ifname)
         told = attach.settle_default_routes(
             attach.cached_results(there, call, node), default_route.claims(there), call, node

@@ -23,7 +23,8 @@ from multus_py.config import plugin as configs
 from multus_py.config.daemon import DaemonConfig
 from multus_py.kube.store import KubeStore, NotFound, Pod
 from multus_py.plan.attachment import pod_ref
-from multus_py.state.journal import Journal, complete_progress
+from multus_py.state.journal import Journal
+from multus_py.state.journal_entry import complete_progress
 from multus_py.state.result_cache import ResultCache
 from multus_py.state.spool import Tombstone
 from multus_py.verbs import handlers, teardown

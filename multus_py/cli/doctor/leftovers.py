@@ -7,8 +7,8 @@ from pathlib import Path
 
 from multus_py.cli.doctor.finding import Finding, Level
 from multus_py.cli.doctor.place import Place
-from multus_py.state import journal
-from multus_py.state.journal import Entry
+from multus_py.state import journal, journal_entry
+from multus_py.state.journal_entry import Entry
 from multus_py.state.spool import Spool
 
 _LATE = 300  # seconds after which a DEL in the spool is late: a daemon replays it within one or two
@@ -27,10 +27,10 @@ def _journal(place: Place) -> Iterator[Finding]:
         path = folder / f"{container_id}@{ifname}"
         try:
             # Read without its lock: a look from outside must not keep an ADD waiting.
-            entries.append(journal.decode(path.read_bytes()))
+            entries.append(journal_entry.decode(path.read_bytes()))
         except FileNotFoundError:
             continue  # its DEL was confirmed meanwhile
-        except journal.Damaged as trouble:
+        except journal_entry.DamagedEntry as trouble:
             advice = "its DEL makes up for it from the kept results; then the page goes"
             yield Finding(Level.WARNING, "journal", f"{path.name}: {trouble.msg}", advice)
     attached = [entry for entry in entries if entry.attachments]
@@ -54,7 +54,7 @@ def _failures(entry: Entry) -> Iterator[Finding]:
     for failure in entry.failures:
         fact = f"{_named(entry)}: {failure.attachment} never came to be, and its DEL fails: {failure.reason}"
         ends = f"`multus-py forget {entry.container_id}` shows what may leak and drops it"
-        advice = f"given up after {failure.tries} tries: {ends}" if failure.final else f"it is tried again; {ends}"
+        advice = f"given up after {failure.tries} tries: {ends}" if failure.is_final else f"it is tried again; {ends}"
         yield Finding(Level.WARNING, "journal", fact, advice)
 
 
