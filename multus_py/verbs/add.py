@@ -32,7 +32,7 @@ def add(call: Call, node: Node) -> dict[str, Any]:
     _wait_until_ready(node)
     pod = _pod(call, node)
     try:
-        with node.journal.lock_sandbox(call.container_id, call.ifname) as page, node.place(call.verb):
+        with node.journal.lock_sandbox(call.container_id, call.ifname) as page, node.slot(call.verb):
             answer, told = _attach(page, call, node, pod)
     except CniError as error:
         reason = "NoNetworkFound" if isinstance(error, NoNetwork) else "FailedAttach"

@@ -20,7 +20,7 @@ from multus_py.plan.attachment import Attachment
 from multus_py.state.journal import SandboxFile
 from multus_py.state.journal_entry import complete_progress, uncertain_progress
 from multus_py.verbs import default_route, network_status
-from multus_py.verbs.node import Elsewhere, Node
+from multus_py.verbs.node import Node, WorkerProcesses
 
 log = logging.getLogger("multus_py")
 
@@ -32,7 +32,7 @@ def attach_all(page: SandboxFile, attachments: Sequence[Attachment], call: Call,
 
     While this process has other calls, networks that need no executable are attached by another one.
     """
-    elsewhere = node.elsewhere if node.elsewhere and node.elsewhere.wanted() else None
+    elsewhere = node.workers if node.workers and node.workers.is_needed() else None
     found: list[Result] = []
     for native, together in groupby(attachments, lambda one: elsewhere and node.chain.owns_interface(one, call)):
         group = tuple(together)
@@ -45,7 +45,7 @@ def attach_all(page: SandboxFile, attachments: Sequence[Attachment], call: Call,
 
 
 def _elsewhere(
-    page: SandboxFile, elsewhere: Elsewhere, group: tuple[Attachment, ...], call: Call, node: Node
+    page: SandboxFile, elsewhere: WorkerProcesses, group: tuple[Attachment, ...], call: Call, node: Node
 ) -> list[Result] | None:
     """Have networks attached by another process; None when none has time, and then nothing was begun."""
     for attachment in group:
@@ -135,7 +135,7 @@ def settle_default_routes(
     before = list(told)
     if not claimed:
         return before
-    default_route.settle(call.netns, claimed)
+    default_route.apply_claims(call.netns, claimed)
     return _amended(
         before, [default_route.with_claims(attachment, result, claimed) for attachment, result in before], call, node
     )

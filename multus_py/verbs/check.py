@@ -9,7 +9,7 @@ from multus_py.verbs.node import Node
 
 def check(call: Call, node: Node) -> None:
     """Raise when an interface, an address or a claimed default route of the sandbox is not as ADD left it."""
-    with node.journal.lock_sandbox(call.container_id, call.ifname) as page, node.place(call.verb):
+    with node.journal.lock_sandbox(call.container_id, call.ifname) as page, node.slot(call.verb):
         if page.entry is None:
             raise CniError(
                 Code.UNKNOWN_CONTAINER,

@@ -65,12 +65,12 @@ def claims(attachments: Sequence[Attachment]) -> tuple[Claim, ...]:
     )
 
 
-def settle(netns: str, claimed: Sequence[Claim]) -> None:
+def apply_claims(netns: str, claimed: Sequence[Claim]) -> None:
     """Give each claimed family's default route in *netns* to its claimer alone; those of others wait, or go with it."""
-    netlink.visit(netns, lambda: _settle(claimed))
+    netlink.visit(netns, lambda: _apply_claims(claimed))
 
 
-def _settle(claimed: Sequence[Claim]) -> None:
+def _apply_claims(claimed: Sequence[Claim]) -> None:
     """Do it; runs inside the pod's namespace."""
     with netlink.open() as kernel:
         if any(claim.family == 6 for claim in claimed):
@@ -166,11 +166,11 @@ def restore(netns: str, claimed: Sequence[Claim]) -> tuple[tuple[str, Route], ..
     if not claimed or not netns:
         return ()
     with suppress(netlink.NoNamespace):
-        return netlink.visit(netns, lambda: _give_back(claimed))
+        return netlink.visit(netns, lambda: _restore(claimed))
     return ()
 
 
-def _give_back(claimed: Sequence[Claim]) -> tuple[tuple[str, Route], ...]:
+def _restore(claimed: Sequence[Claim]) -> tuple[tuple[str, Route], ...]:
     """Do it; runs inside the pod's namespace."""
     returned: list[tuple[str, Route]] = []
     with netlink.open() as kernel:
@@ -233,7 +233,7 @@ def _words(kernel: Netlink, route: netlink.Route) -> str:
 
 
 def with_claims(attachment: Attachment, result: Result, claimed: Sequence[Claim]) -> Result:
-    """Return *result* as it is after `settle`: no default route of a family that another attachment claimed."""
+    """Return *result* as it is after `apply_claims`: no default route of a family that another attachment claimed."""
     mine = [claim for claim in claimed if claim.ifname == attachment.ifname]
     stripped = without_default_routes(result, frozenset(claim.family for claim in claimed))
     routes = tuple(Route(_ANYWHERE[claim.family], gateway) for claim in mine for gateway in claim.gateways)
@@ -241,7 +241,7 @@ def with_claims(attachment: Attachment, result: Result, claimed: Sequence[Claim]
 
 
 def with_restored(attachment: Attachment, result: Result, returned: Sequence[tuple[str, Route]]) -> Result:
-    """Return *result* as it is after `give_back`: with the default routes that are its interface's again."""
+    """Return *result* as it is after `restore`: with the default routes that are its interface's again."""
     said = [(route.dst, route.priority) for route in result.routes]  # when settling failed, nothing was taken from it
     mine = [route for ifname, route in returned if ifname == attachment.ifname]
     return replace(result, routes=(*result.routes, *(one for one in mine if (one.dst, one.priority) not in said)))

@@ -17,7 +17,7 @@ def delete(call: Call, node: Node) -> None:
     Everything that can be released is. What came to be and could not be released stays in the journal, and the errors
     are told together; what never came to be is told as an Event, and tried again without the runtime.
     """
-    with node.journal.lock_sandbox(call.container_id, call.ifname) as page, node.place(call.verb):
+    with node.journal.lock_sandbox(call.container_id, call.ifname) as page, node.slot(call.verb):
         ref = page.entry.pod if page.entry else pod_ref(call)
         failures = teardown.detach_sandbox(page, call, node)
     if ref and node.store:

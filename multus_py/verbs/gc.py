@@ -28,7 +28,7 @@ def gc(call: Call, node: Node) -> None:
     """Detach every sandbox that the runtime no longer lists, then let every network's plugins sweep."""
     valid = _valid(call)
     known = node.journal.sandboxes()
-    with node.place(call.verb):
+    with node.slot(call.verb):
         run_all(
             "garbage collection",
             *(partial(_collect, *one, call, node) for one in known if one not in valid),

@@ -13,16 +13,16 @@ from multus_py.plan.attachment import Attachment
 from multus_py.state.journal import Journal
 from multus_py.verbs.chain import Chain
 
-Done = tuple[dict[str, Any], float]  # what the last plugin of a chain said, and the seconds that the chain took
+TimedResult = tuple[dict[str, Any], float]  # what the last plugin of a chain said, and the seconds that the chain took
 
 
-class Elsewhere(Protocol):
+class WorkerProcesses(Protocol):
     """Other processes that attach natively."""
 
-    def wanted(self) -> bool:
+    def is_needed(self) -> bool:
         """Tell whether this process has more to do than it can."""
 
-    def add(self, attachments: tuple[Attachment, ...], call: Call, chain: Chain) -> list[Done] | None:
+    def add(self, attachments: tuple[Attachment, ...], call: Call, chain: Chain) -> list[TimedResult] | None:
         """Have the chains of a sandbox run as *chain* would; None when nobody there has time."""
 
 
@@ -30,7 +30,7 @@ class Elsewhere(Protocol):
 class Node:
     """One machine, as seen by one process. *store* None: no pods are known, only the default networks are attached.
 
-    *elsewhere* may run chains that need no executable; *place* is taken for the time in which a verb is worked on, once
+    *workers* may run chains that need no executable; *slot* is taken for the time in which a verb is worked on, once
     the sandbox's page is ours.
     """
 
@@ -40,5 +40,5 @@ class Node:
     journal: Journal
     sleep: Callable[[float], None]
     monotonic: Callable[[], float]
-    elsewhere: Elsewhere | None = None
-    place: Callable[[str], AbstractContextManager[None]] = lambda verb: nullcontext()  # noqa: ARG005  nobody to wait for
+    workers: WorkerProcesses | None = None
+    slot: Callable[[str], AbstractContextManager[None]] = lambda verb: nullcontext()  # noqa: ARG005  nobody to wait for

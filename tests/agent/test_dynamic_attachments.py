@@ -174,7 +174,7 @@ def test_each_network_has_a_place_in_the_lane_of_adds(attached):
         yield
 
     attached.stage.pod("p", "b,s")
-    assert look(attached, replace(attached.stage.node(), place=place))
+    assert look(attached, replace(attached.stage.node(), slot=place))
     assert ["ADD", "ADD"] == taken
 
 

@@ -275,9 +275,9 @@ def test_routers_are_heard_again_when_the_claimer_goes(stage):
     everywhere(stage)
     netlink.visit(stage.netns, lambda: netlink.write_sysctl("net/ipv6/conf/eth0/accept_ra_defrtr", "0"))
     claim = default_route.Claim("network default/b as net1", "net1", (ipaddress.ip_address("fd89::1"),))
-    default_route.settle(stage.netns, [claim])
+    default_route.apply_claims(stage.netns, [claim])
     assert [(6, "net1", "fd89::1")] == [route for route in defaults(stage) if route[0] == 6]
-    default_route.settle(stage.netns, [claim])  # once more changes nothing
+    default_route.apply_claims(stage.netns, [claim])  # once more changes nothing
     netlink.remove_links(stage.netns, ["net1"])
     default_route.restore(stage.netns, [claim])
     settings = [f"net/ipv6/conf/{name}/accept_ra_defrtr" for name in ("eth0", "net2")]
@@ -328,7 +328,7 @@ def test_equal_default_routes_all_come_back(stage):
     attached(stage, "b,d")
     before = ways_out(stage)
     claim = default_route.Claim("network default/b as net1", "net1", (ipaddress.ip_address("10.89.0.1"),))
-    default_route.settle(stage.netns, [claim])
+    default_route.apply_claims(stage.netns, [claim])
     assert [(4, "net1", "10.89.0.1")] == [route for route in defaults(stage) if route[0] == 4]
     with netlink.open(stage.netns) as kernel:
         for route in kernel.default_routes(4):

@@ -121,7 +121,7 @@ def test_an_add_that_ends_before_the_collection_begins_is_not_taken_for_a_stray(
         yield
 
     call = stage.call("GC", **{"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]})
-    gc.gc(call, replace(stage.node(), place=late))
+    gc.gc(call, replace(stage.node(), slot=late))
     assert ["first@c1@eth0", "first@late@eth0", "one@c1@net1", "one@late@net1"] == stage.plugins.held()
 
 

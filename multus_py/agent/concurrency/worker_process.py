@@ -21,7 +21,7 @@ from multus_py.plan.attachment import Attachment
 from multus_py.state.result_cache import ResultCache
 from multus_py.verbs import plugins
 from multus_py.verbs.chain import Chain
-from multus_py.verbs.node import Done
+from multus_py.verbs.node import TimedResult
 from multus_py.verbs.plugins import Plugins
 
 READY = b"ready"  # said once, when the first task can come
@@ -42,7 +42,7 @@ class Task:
 class Answer:
     """What was done, and the error (code, message, details) that ended it; *seen* tells of every delegate that ran."""
 
-    done: list[Done]
+    done: list[TimedResult]
     error: tuple[int, str, str] | None
     seen: list[tuple[str, str, float, int]]
 

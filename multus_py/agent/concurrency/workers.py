@@ -22,7 +22,7 @@ from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
 from multus_py.plan.attachment import Attachment
 from multus_py.verbs.chain import Chain
-from multus_py.verbs.node import Done
+from multus_py.verbs.node import TimedResult
 
 log = logging.getLogger("multus_py")
 
@@ -49,11 +49,11 @@ class Workers:
         self._group: _Group | None = None
         self._starting = self._closed = False
 
-    def wanted(self) -> bool:
+    def is_needed(self) -> bool:
         """Tell whether this process has other calls to work on."""
         return self._count > 0 and self._lanes.under_way > 1
 
-    def add(self, attachments: tuple[Attachment, ...], call: Call, chain: Chain) -> list[Done] | None:
+    def add(self, attachments: tuple[Attachment, ...], call: Call, chain: Chain) -> list[TimedResult] | None:
         """Have the chains of a sandbox run; None when nobody is there to do it.
 
         Code 11 when a process dies of it, or when none answers within the time that an executable has: all end then.

@@ -50,7 +50,7 @@ def sandbox(call: Call, node: Node, adopt: Callable[[], bool]) -> Iterator[tuple
     """
     known = [ifname for container_id, ifname in node.journal.sandboxes() if container_id == call.container_id]
     ifname = known[0] if known else PRIMARY
-    with node.journal.lock_sandbox(call.container_id, ifname) as page, node.place(call.verb):
+    with node.journal.lock_sandbox(call.container_id, ifname) as page, node.slot(call.verb):
         # A page without attachments tells of failures alone: what the sandbox had is detached.
         if not (page.entry and page.entry.attachments) and not adopt():
             raise Gone(

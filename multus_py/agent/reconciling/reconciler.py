@@ -265,7 +265,7 @@ def heal(entry: Entry, node: Node, pod: Pod) -> None:
     call = call_for(entry, "ADD", node)
     with (
         node.journal.lock_sandbox(entry.container_id, entry.ifname) as page,
-        node.place(call.verb),
+        node.slot(call.verb),
         node.journal.lock_for_attach(),
     ):
         if page.entry is None:

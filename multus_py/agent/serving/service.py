@@ -164,8 +164,8 @@ class Service:
             journal=Journal(settings.cni_dir / "attachments"),
             sleep=time.sleep,
             monotonic=time.monotonic,
-            elsewhere=self.workers,
-            place=self.lanes.place,
+            workers=self.workers,
+            slot=self.lanes.place,
         )
         return node, replace(call, path=settings.path(call.path))
 
