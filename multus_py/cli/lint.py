@@ -273,14 +273,14 @@ def _empty_wishes(body: list[Any]) -> Iterator[Trouble]:
 
 def _wish_offset(text: str, n: int) -> int:
     if any(sign in text for sign in '[{"'):
-        return selection.places(text).get((n, "name"), 0)
+        return selection.value_offsets(text).get((n, "name"), 0)
     start = sum(len(item) + 1 for item in text.split(",")[:n])
     return start + len(text[start:]) - len(text[start:].lstrip())
 
 
 def _offset(text: str, path: Place) -> int:
     """Return where the value at *path* begins in valid JSON text, or the nearest one around it."""
-    spots = selection.places(text)
+    spots = selection.value_offsets(text)
     return next((spots[path[:n]] for n in range(len(path), -1, -1) if path[:n] in spots), 0)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from multus_py.config.selection import places
+from multus_py.config.selection import value_offsets
 
 Place = tuple[str | int, ...]
 _JSON_CHARACTER = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u....|\\.|[^\"]", re.DOTALL)
@@ -59,7 +59,7 @@ class Text:
 
     @cached_property
     def _json_places(self) -> dict[Place, int]:
-        return places(self.content)
+        return value_offsets(self.content)
 
     def _json_spot(self, path: Place, offset: int | None) -> Spot:
         known = next((path[:n] for n in range(len(path), -1, -1) if path[:n] in self._json_places), None)

@@ -1,73 +1,159 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which networks a pod asks for: the `networks` annotation, short form and JSON form, parsed equally strictly.
+"""The networks annotation of a pod, in the short form and in the JSON form.
 
 Source: Kubernetes Network Custom Resource Definition De-facto Standard 1.3, sections 4.1 and 4.2.
 """
 
-import ipaddress
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from multus_py.cni import jsontext, names
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.fields import FieldError, Fields
 from multus_py.cni.result import Address
+from multus_py.config import keys
+from multus_py.config.formats import FORMATS, is_address
+from multus_py.config.keys import PLUGIN, Key, Kind, key
 from multus_py.kube.store import DEFAULT_NETWORK, DEFAULT_NETWORKS, NETWORKS
 
-# As the API server checks the names of extended resources: a domain, then a name.
-_RESOURCE = re.compile(r"[^/]+/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?\Z")
+_PORT_MAX = 65535
+_PORT = Kind("integer", {"type": "integer", "minimum": 1, "maximum": _PORT_MAX}, Fields.get)
+_PROTOCOLS = ("tcp", "udp", "sctp")
+_BITS = Kind("integer", {"type": "integer", "minimum": 0}, Fields.get)
+
+
+# fmt: off
+PORT_MAPPING = (
+    Key("hostPort", _PORT, "Port on the node.", (PLUGIN,), required=True),
+    Key("containerPort", _PORT, "Port in the pod.", (PLUGIN,), required=True),
+    Key(
+        "protocol",
+        Kind("string", {"enum": [*_PROTOCOLS, *map(str.upper, _PROTOCOLS)]}, Fields.get),
+        "Transport protocol.", (PLUGIN,)
+    ),
+    Key("hostIP", keys.TEXT, "Address on the node; absent: all.", (PLUGIN,), format="ip"),
+)
+BANDWIDTH = (
+    Key("ingressRate", _BITS, "Rate of traffic to the pod.", (PLUGIN,), unit="bit/s"),
+    Key("ingressBurst", _BITS, "Burst of traffic to the pod.", (PLUGIN,), unit="bit"),
+    Key("egressRate", _BITS, "Rate of traffic from the pod.", (PLUGIN,), unit="bit/s"),
+    Key("egressBurst", _BITS, "Burst of traffic from the pod.", (PLUGIN,), unit="bit"),
+)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """One network that a pod asks for, and what it asks of it. *default_route* None: nothing said; (): keep.
+    """One network that a pod requests (a network selection element). *default_route* None: not set; (): set to [].
 
-    *resource*, *container* and *claim* (`<claim>` or `<claim>/<request>`) say which of the pod's devices it means.
+    *resource*, *container* and *claim* choose among the pod's devices.
     """
 
-    name: str
-    namespace: str
-    interface: str = ""
-    ips: tuple[str, ...] = ()
-    mac: str = ""
-    infiniband_guid: str = ""
-    port_mappings: tuple[Mapping[str, Any], ...] | None = None
-    bandwidth: Mapping[str, Any] | None = None
-    device_id: str = ""
-    cni_args: Mapping[str, Any] | None = None
-    default_route: tuple[Address, ...] | None = None
-    ipam_claim: str = ""
-    resource: str = ""
-    container: str = ""
-    claim: str = ""
+    name: str = key(
+        "name", keys.TEXT, "Name of a NetworkAttachmentDefinition.", PLUGIN, required=True, format="subdomain",
+        noun="the name of a definition", hint="a DNS subdomain (RFC 1123)"
+    )
+    namespace: str = key(
+        "namespace", keys.TEXT, "Namespace of the definition.", PLUGIN, format="label",
+        default_text="the pod's namespace", noun="a namespace"
+    )
+    interface: str = key(
+        "interface", keys.TEXT, "Name of the interface in the pod.", PLUGIN, format="interface", default="",
+        default_text="`net<N>`",
+        alias=Key("interfaceRequest", keys.TEXT, "Former name of interface.", (PLUGIN,), format="interface")
+    )
+    ips: tuple[str, ...] = key(
+        "ips", keys.TEXTS, "Requested addresses, with or without prefix length.", PLUGIN, format="ip-or-cidr",
+        default=(), noun="an IP address", hint='such as "10.1.2.3/24" or "fd00::3/64"'
+    )
+    mac: str = key(
+        "mac", keys.TEXT, "Requested hardware address.", PLUGIN, format="mac", default="",
+        noun="a MAC address", hint='6 bytes, such as "02:00:00:00:00:01", or 20'
+    )
+    infiniband_guid: str = key(
+        "infiniband-guid", keys.TEXT, "Requested InfiniBand GUID.", PLUGIN, format="guid", default="",
+        noun="a GUID", hint="8 bytes, colons between"
+    )
+    port_mappings: tuple[Mapping[str, Any], ...] | None = key(
+        "portMappings", replace(keys.OBJECTS, members=PORT_MAPPING), "Ports of the node that lead to the pod.", PLUGIN,
+        default=None
+    )
+    bandwidth: Mapping[str, Any] | None = key(
+        "bandwidth", replace(keys.OBJECT, members=BANDWIDTH), "Traffic shaping.", PLUGIN, default=None
+    )
+    device_id: str = key(
+        "deviceID", keys.TEXT,
+        "Requested device, one of those allocated to the pod if the network names a resource.", PLUGIN,
+        format="device-id", default="", noun="a device id"
+    )
+    cni_args: Mapping[str, Any] | None = key(
+        "cni-args", keys.OBJECT, "Any JSON object, passed to the plugins as args.cni.", PLUGIN, default=None
+    )
+    default_route: tuple[Address, ...] | None = key(
+        "default-route", keys.ADDRESSES,
+        "Gateways of the pod's default route through this network; several of one family share it. [] keeps the "
+        "routes.",
+        PLUGIN, format="ip", default=None
+    )
+    ipam_claim: str = key(
+        "ipam-claim-reference", keys.TEXT, "Name of an IPAMClaim, for plugins that read it; excludes ips.", PLUGIN,
+        default=""
+    )
+    resource: str = key(
+        "resourceName", keys.TEXT, "Resource whose device is requested.", PLUGIN, format="resource", default="",
+        default_text="that of the definition", noun="the name of a resource", hint='such as "intel.com/sriov_a"'
+    )
+    container: str = key(
+        "container", keys.TEXT, "Container whose device is requested.", PLUGIN, format="label", default="",
+        noun="the name of a container", hint="a DNS label (RFC 1123)"
+    )
+    claim: str = key(
+        "claim", keys.TEXT, "Resource claim of the pod whose device is requested: `<claim>` or `<claim>/<request>`.",
+        PLUGIN, format="claim", default="", noun="a claim", hint='such as "vf" or "vf/request-name"'
+    )
+
+
+# fmt: on
+# Keys of a network selection element.
+KEYS = keys.declared(Selection)
+# Attributes whose texts have a format: attribute, key, format, whether it may be empty.
+_FORMATTED = tuple(
+    (attribute, own, FORMATS[own.format], own.name not in ("name", "namespace"))
+    for attribute, (own, *_) in keys.attributes(Selection).items()
+    if own.noun
+)
 
 
 class SelectionError(CniError):
-    """An annotation that cannot be read; *offset* is the place in its text, counted from 0."""
+    """An annotation that cannot be parsed; *offset* is the position of the error in its text, counted from 0."""
 
     def __init__(self, annotation: str, text: str, offset: int, why: str, details: str = "") -> None:
-        shown = text[max(0, offset - 12) : offset] + "»" + text[offset : offset + 20]
+        excerpt = text[max(0, offset - 12) : offset] + "»" + text[offset : offset + 20]
         super().__init__(
-            Code.INVALID_CONFIG, f"annotation {annotation}, character {offset + 1} ({shown}): {why}", details
+            Code.INVALID_CONFIG, f"annotation {annotation}, character {offset + 1} ({excerpt}): {why}", details
         )
         self.offset = offset
         self.why = why
 
 
 def parse(text: str, namespace: str, annotation: str = NETWORKS) -> tuple[Selection, ...]:
-    """Read an annotation; *namespace* is meant where none is written. Raise `SelectionError` at the character."""
+    """Parse an annotation; *namespace* is the default of each network. `SelectionError` has the character."""
     if not text.strip():
         return ()
-    if any(sign in text for sign in '[{"'):
+    if is_json(text):
         return _Json(text, namespace, annotation).selections()
     return tuple(_Short(text, namespace, annotation).selections())
 
 
+def is_json(text: str) -> bool:
+    """Return whether an annotation is in the JSON form: the short form has none of these characters."""
+    return any(character in text for character in '[{"')
+
+
 def parse_default(text: str, namespace: str) -> Selection | None:
-    """Read the default-network annotation: one network or none; *namespace* is that of multus."""
+    """Parse the default-network annotation: one network or none; *namespace* is multusNamespace."""
     found = parse(text, namespace, DEFAULT_NETWORK)
     if len(found) > 1:
         raise SelectionError(DEFAULT_NETWORK, text, 0, "more than one default network is named", "name one")
@@ -75,12 +161,12 @@ def parse_default(text: str, namespace: str) -> Selection | None:
 
 
 def declines_defaults(text: str) -> bool:
-    """Read the annotation by which a pod declines the platform's further networks: "none" does, "" says nothing."""
-    if (said := text.strip()) not in ("", "none"):
+    """Return whether a pod declines defaultNetworks by its annotation: "none" does, "" does not."""
+    if (value := text.strip()) not in ("", "none"):
         raise SelectionError(
-            DEFAULT_NETWORKS, text, 0, f"{said!r:.40} is not what it can say", 'write "none", or take it away'
+            DEFAULT_NETWORKS, text, 0, f"{value!r:.40} is not a value of it", 'write "none", or remove it'
         )
-    return bool(said)
+    return bool(value)
 
 
 @dataclass(frozen=True)
@@ -104,7 +190,7 @@ class _Short:
 
     def _selection(self, item: str, at: int) -> Selection:
         if not item:
-            raise self._wrong(at, "an empty item", "take away the extra comma")
+            raise self._wrong(at, "an empty item", "remove the extra comma")
         for sign in "/@":
             if item.count(sign) > 1:
                 second = item.index(sign, item.index(sign) + 1)
@@ -126,7 +212,7 @@ class _Short:
 
 @dataclass(frozen=True)
 class _Json:
-    """A JSON list of selection elements. Unknown keys (the standard wants a domain in them) are others', and let be."""
+    """A JSON list of selection elements. Unknown keys are ignored: other implementations have keys with a domain."""
 
     text: str
     namespace: str
@@ -145,12 +231,12 @@ class _Json:
         return SelectionError(self.annotation, self.text, at, why, details)
 
     def _at(self, n: int, key: str = "") -> int:
-        """Return where element *n*, or the value of its *key*, stands in the text."""
-        spots = places(self.text)
+        """Return the offset of element *n*, or of the value of its *key*, in the text."""
+        offsets = value_offsets(self.text)
         found = next(
-            (spot for spot in spots if len(spot) == 2 and spot[0] == n and str(spot[1]).casefold() == key), (n,)
+            (path for path in offsets if len(path) == 2 and path[0] == n and str(path[1]).casefold() == key), (n,)
         )
-        return spots.get(found, 0)
+        return offsets.get(found, 0)
 
     def _selection(self, item: Any, n: int) -> Selection:
         if not isinstance(item, Mapping):
@@ -161,26 +247,11 @@ class _Json:
             return self._wrong(self._at(n, key.casefold()), why, details)
 
         try:
-            selection = Selection(
-                name=fields.text("name"),
-                namespace=fields.text("namespace") or self.namespace,
-                interface=fields.text("interface") or fields.text("interfaceRequest"),
-                ips=fields.texts("ips") or (),
-                mac=fields.text("mac"),
-                infiniband_guid=fields.text("infiniband-guid"),
-                port_mappings=fields.tables("portMappings"),
-                bandwidth=fields.table("bandwidth") or None,
-                device_id=fields.text("deviceID"),
-                cni_args=fields.table("cni-args") or None,
-                default_route=fields.addresses("default-route"),
-                ipam_claim=fields.text("ipam-claim-reference"),
-                resource=fields.text("resourceName"),
-                container=fields.text("container"),
-                claim=fields.text("claim"),
-            )
+            found = keys.read(Selection, fields)
         except FieldError as cause:
             raise wrong(cause.key, cause.msg) from cause
-        self._validate(selection, wrong)
+        selection = Selection(**{"name": "", "namespace": self.namespace, **found})
+        _validate(selection, wrong)
         # The annotation of the default network is not the standard's: OVN-Kubernetes takes both there.
         if selection.ips and selection.ipam_claim and self.annotation != DEFAULT_NETWORK:
             raise wrong(
@@ -188,78 +259,44 @@ class _Json:
             )
         return selection
 
-    @staticmethod
-    def _validate(selection: Selection, wrong: Any) -> None:
-        if not names.is_subdomain(selection.name):
-            raise wrong("name", f"{selection.name!r} is not the name of a definition", "a DNS subdomain (RFC 1123)")
-        if not names.is_label(selection.namespace):
-            raise wrong("namespace", f"{selection.namespace!r} is not a namespace")
-        if selection.interface and (trouble := names.interface_problem(selection.interface)):
-            raise wrong("interface", trouble)
-        for ip in selection.ips:
-            if not is_ip(ip):
-                raise wrong("ips", f"{ip!r} is not an IP address", 'such as "10.1.2.3/24" or "fd00::3/64"')
-        if selection.mac and not names.is_mac(selection.mac):
-            raise wrong("mac", f"{selection.mac!r} is not a MAC address", '6 bytes, such as "02:00:00:00:00:01", or 20')
-        if selection.infiniband_guid and not names.is_guid(selection.infiniband_guid):
-            raise wrong("infiniband-guid", f"{selection.infiniband_guid!r} is not a GUID", "8 bytes, colons between")
-        for mapping in selection.port_mappings or ():
-            _validate_port_mapping(mapping, wrong)
-        for rate, value in (selection.bandwidth or {}).items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise wrong("bandwidth", f"bandwidth {rate!r} must be a whole number of bits, it is {value!r}")
-        if "/" in selection.device_id or ".." in selection.device_id:
-            raise wrong("deviceID", f"{selection.device_id!r} is not a device id")
-        _validate_device_choice(selection, wrong)
-        for gateway in selection.default_route or ():
-            _refuse_zone(gateway, wrong)
+
+_Error = Callable[..., SelectionError]
 
 
-def _refuse_zone(gateway: Address, wrong: Any) -> None:
-    if "%" in (text := str(gateway)):
-        raise wrong("default-route", f"{text!r} names a zone", f"write {text.partition('%')[0]}")
+def _validate(selection: Selection, wrong: _Error) -> None:
+    for attribute, own, form, may_be_empty in _FORMATTED:
+        value = getattr(selection, attribute)
+        for text in (value,) if isinstance(value, str) else value:
+            if not (form.accepts(text) or (may_be_empty and not text and not isinstance(value, tuple))):
+                raise wrong(own.name, f"{text!r} is not {own.noun}", own.hint)
+    if selection.interface and (problem := names.interface_problem(selection.interface)):
+        raise wrong("interface", problem)
+    for mapping in selection.port_mappings or ():
+        _validate_port_mapping(mapping, wrong)
+    for rate, value in (selection.bandwidth or {}).items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise wrong("bandwidth", f"bandwidth {rate!r} must be a whole number of bits, it is {value!r}")
+    for gateway in selection.default_route or ():
+        if "%" in (address := str(gateway)):
+            raise wrong("default-route", f"{address!r} names a zone", f"write {address.partition('%')[0]}")
 
 
-def _validate_device_choice(selection: Selection, wrong: Any) -> None:
-    if (resource := selection.resource) and not is_resource(resource):
-        raise wrong("resourceName", f"{resource!r} is not the name of a resource", 'such as "intel.com/sriov_a"')
-    if selection.container and not names.is_label(selection.container):
-        raise wrong("container", f"{selection.container!r} is not the name of a container", "a DNS label (RFC 1123)")
-    claim, slash, request = selection.claim.partition("/")
-    if selection.claim and not (names.is_subdomain(claim) and names.is_label(request) == bool(slash)):
-        raise wrong("claim", f"{selection.claim!r} is not a claim", 'such as "vf" or "vf/request-name"')
-
-
-def _validate_port_mapping(mapping: Mapping[str, Any], wrong: Any) -> None:
+def _validate_port_mapping(mapping: Mapping[str, Any], wrong: _Error) -> None:
+    fields = Fields(mapping, "")
     for port in ("hostPort", "containerPort"):
-        value = Fields(mapping, "").get(port)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 65536:
+        value = fields.get(port)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _PORT_MAX:
             raise wrong("portMappings", f"{port} must be a port from 1 to 65535, it is {value!r}")
-    protocol = Fields(mapping, "").get("protocol")
-    if protocol is not None and str(protocol).lower() not in ("tcp", "udp", "sctp"):
+    protocol = fields.get("protocol")
+    if protocol is not None and str(protocol).lower() not in _PROTOCOLS:
         raise wrong("portMappings", f"protocol must be tcp, udp or sctp, it is {protocol!r}")
-    host_ip = Fields(mapping, "").get("hostIP")
-    if host_ip not in (None, "") and not (isinstance(host_ip, str) and "/" not in host_ip and is_ip(host_ip)):
+    host_ip = fields.get("hostIP")
+    if host_ip not in (None, "") and not (isinstance(host_ip, str) and is_address(host_ip)):
         raise wrong("portMappings", f"hostIP must be an IP address, it is {host_ip!r}")
 
 
-def is_ip(text: str) -> bool:
-    """Tell whether *text* is an address, bare or with a prefix length."""
-    try:
-        ipaddress.ip_interface(text)
-    except ValueError:
-        return False
-    # A netmask ("10.0.0.1/255.0.0.0") or a zone ("fe80::1%eth0") is not what a plugin reads.
-    return "%" not in text and text.partition("/")[2].isdigit() == ("/" in text)
-
-
-def is_resource(text: str) -> bool:
-    """Tell whether *text* is the name of an extended resource, `<domain>/<name>`."""
-    return bool(_RESOURCE.match(text)) and names.is_subdomain(text.partition("/")[0])
-
-
-def places(text: str) -> dict[tuple[int | str, ...], int]:
-    """Return where each value of the JSON document *text* begins, by its path: (0, "name") -> 10. The text is valid."""
+def value_offsets(text: str) -> dict[tuple[int | str, ...], int]:
+    """Return the offset of each value of the valid JSON document *text*, by its path: (0, "name") -> 10."""
     decoder, blank = json.JSONDecoder(strict=False), re.compile(r"[ \t\r\n]*")
     found: dict[tuple[int | str, ...], int] = {}
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is wrong in a document that people wrote: each trouble names its place in the document and the fix."""
 
-import ipaddress
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
@@ -13,10 +12,10 @@ from typing import Any
 
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import ValidationError
-from referencing import Registry, Resource
 
-from multus_py.cni import names
+from multus_py.config import schema
 from multus_py.config.delegate_schema import STANDARD
+from multus_py.config.formats import FORMATS
 
 Place = tuple[str | int, ...]
 _FOLDER = Path(__file__).parent / "schemas"
@@ -85,10 +84,10 @@ def _protocol(key: object) -> bool:
 
 
 def _checked(document: object, schema_name: str) -> Iterator[Trouble]:
-    if schema_name not in _schemas():
+    if schema_name not in schemas():
         return
-    schema = _schemas()[schema_name]
-    validator = Draft202012Validator(schema, registry=_registry(), format_checker=_FORMATS)
+    schema = schemas()[schema_name]
+    validator = Draft202012Validator(schema, format_checker=_FORMAT_CHECKER)
     for error in validator.iter_errors(document):
         path = tuple(error.absolute_path)
         # `const` in a plugin's schema tells what we leave to the executable: nothing is wrong with it.
@@ -103,10 +102,10 @@ def _told(error: ValidationError, title: str) -> Iterator[Trouble]:
     value: Any = error.instance
     wanted: Any = error.validator_value
     meant = str(schema.get("description", ""))
-    if rule in ("additionalProperties", "unevaluatedProperties"):
+    if rule == "additionalProperties":
         patterns = schema.get("patternProperties", ())
         rest = [key for key in value if not any(re.search(pattern, key) for pattern in patterns)]
-        yield from _unknown_keys(rest, _properties(schema), title)
+        yield from _unknown_keys(rest, schema.get("properties", {}), title)
     elif rule == "required":
         missing = [key for key in wanted if key not in value]
         yield from (Trouble((), f"{key!r} is missing", _meaning(schema, key)) for key in missing)
@@ -122,9 +121,8 @@ def _told(error: ValidationError, title: str) -> Iterator[Trouble]:
             (), f"{_shown(value)} is not one of {', '.join(allowed)}", f"did you mean {near[0]!r}?" if near else meant
         )
     elif rule == "format":
-        yield Trouble(
-            (), f"{_shown(value)} is not {_FORMAT_WORDS.get(str(wanted), (str(wanted), ''))[0]}", _example(wanted)
-        )
+        form = FORMATS[str(wanted)]
+        yield Trouble((), f"{_shown(value)} is not {form.noun}", f"such as {form.example}")
     elif rule in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
         limit = {"minimum": "at least", "maximum": "at most"}.get(rule, "more than" if "Min" in rule else "less than")
         yield Trouble((), f"must be {limit} {wanted}, it is {_shown(value)}", meant)
@@ -150,17 +148,8 @@ def _unknown_keys(keys: Iterable[str], known: Mapping[str, Any], title: str) -> 
         yield Trouble((key,), message, fix, note=bool(same) or not near)
 
 
-def _properties(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys that a schema knows, those of the schemas that it refers to included."""
-    found = dict(schema.get("properties", {}))
-    for part in schema.get("allOf", ()):
-        if "$ref" in part:
-            found |= _properties(_schemas()[part["$ref"].removesuffix(".json")])
-    return found
-
-
 def _meaning(schema: Mapping[str, Any], key: str) -> str:
-    about = _properties(schema).get(key, {})
+    about = schema.get("properties", {}).get(key, {})
     return str(about.get("description", "")) if isinstance(about, Mapping) else ""
 
 
@@ -172,25 +161,14 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _example(wanted: object) -> str:
-    example = _FORMAT_WORDS.get(str(wanted), ("", ""))[1]
-    return f"such as {example}" if example else ""
-
-
 @cache
-def _schemas() -> Mapping[str, Mapping[str, Any]]:
-    """Read all schemas: `config`, `delegates/bridge`."""
-    return {
+def schemas() -> Mapping[str, Mapping[str, Any]]:
+    """Return all schemas by name, `config`, `delegates/bridge`: those of files, and those of declared keys."""
+    of_files = {
         path.relative_to(_FOLDER).with_suffix("").as_posix(): json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(_FOLDER.rglob("*.json"))
     }
-
-
-@cache
-def _registry() -> Registry[Any]:
-    return Registry().with_resources(
-        [(f"{name}.json", Resource.from_contents(dict(body))) for name, body in _schemas().items()]
-    )
+    return {**of_files, **schema.generated()}
 
 
 _TYPES = {
@@ -204,44 +182,9 @@ _TYPES = {
 }
 
 
-def _is_address(text: str) -> bool:
-    return "/" not in text and _is_cidr(text)
-
-
-def _is_cidr(text: str) -> bool:
-    try:
-        ipaddress.ip_interface(text)
-    except ValueError:
-        return False
-    return "%" not in text and text.partition("/")[2].isdigit() == ("/" in text)
-
-
-_IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*\Z")
-_FORMAT_WORDS = {
-    "ip": ("an IP address", "10.1.2.3"),
-    "ip-or-cidr": ("an IP address", "10.1.2.3/24"),
-    "cidr": ("a network with its prefix length", "10.1.0.0/16 (0.0.0.0/0 is everything)"),
-    "mac": ("a hardware address of 6 bytes, or of 20 (InfiniBand)", "02:00:00:00:00:01"),
-    "guid": ("an InfiniBand GUID of 8 bytes", "11:22:33:44:55:66:77:88"),
-    "label": ("a DNS label", "team-a"),
-    "subdomain": ("the name of an object", "net-a"),
-    "interface": ("an interface name", "net1 (at most 15 bytes)"),
-    "network": ("the name of a network", "net-a"),
-    "plugin-type": ("the file name of a plugin", "bridge"),
-}
-_FORMAT_TESTS: Mapping[str, Callable[[str], bool]] = {
-    "ip": _is_address,
-    "ip-or-cidr": _is_cidr,
-    "cidr": lambda text: "/" in text and _is_cidr(text),
-    "mac": names.is_mac,
-    "guid": names.is_guid,
-    "label": names.is_label,
-    "subdomain": names.is_subdomain,
-    "interface": lambda text: not names.interface_problem(text),
-    "network": lambda text: bool(_IDENTIFIER.match(text)),
-    "plugin-type": lambda text: bool(_IDENTIFIER.match(text)) or text.startswith("_"),
-}
-_FORMATS = FormatChecker(formats=())
-for _name, _test in _FORMAT_TESTS.items():
-    # Empty counts as absent, as Go's decoder has it; whether it may be absent is said by `required`.
-    _FORMATS.checks(_name)(lambda value, test=_test: not isinstance(value, str) or value == "" or test(value))
+_FORMAT_CHECKER = FormatChecker(formats=())
+for _name, _format in FORMATS.items():
+    # An empty string counts as absent, as for Go's decoder; `required` states whether a key may be absent.
+    _FORMAT_CHECKER.checks(_name)(
+        lambda value, accepts=_format.accepts: not isinstance(value, str) or value == "" or accepts(value)
+    )

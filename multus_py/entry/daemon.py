@@ -235,7 +235,7 @@ class Daemon:
             words = "When the client certificate expires, in Unix seconds; 0: there is none"
             self._metrics.gauge("certificate_expiry", words, self._keeper.expiry)
         if config.install:
-            target = config.install.target
+            target = cni_conf.order(config.install).target
             self._metrics.gauge(
                 "conf_in_place", "Whether our conf is in place", lambda: cni_conf.read(target) is not None
             )
@@ -277,7 +277,8 @@ class Daemon:
         """Take our conf away when the config says so: never because of a daemon that is only replaced."""
         if config.install is None or not _is_to_leave(config, self._keeper):
             return
-        folders, name = config.install.folders, config.install.name
+        order = cni_conf.order(config.install)
+        folders, name = order.folders, order.name
         try:
             cni_dir = self._service.own_node().config.cni_dir
             keep = config.cni_bin_dir is None
@@ -290,7 +291,7 @@ class Daemon:
             self._keeper.close()
             self._keeping.join(_FAREWELL / 2)  # it must not write what is removed now
             self._keeper.forget()
-        log.info("%s was removed; %d sandboxes are left", config.install.target, done.remaining.sandboxes)
+        log.info("%s was removed; %d sandboxes are left", order.target, done.remaining.sandboxes)
 
     def clean(self) -> installation.Remaining:
         """Do once, without serving, what the daemon does for sandboxes that are gone."""
@@ -318,7 +319,7 @@ def _place(config: DaemonConfig) -> Place | None:
     if config.install is None:
         return None
     program = replace(executable.shim_for(), runs_here=False) if config.cni_bin_dir else None
-    return Place(config.install, config.socket_dir, program)
+    return Place(cni_conf.order(config.install), config.socket_dir, program)
 
 
 def _own_pod() -> PodRef | None:

@@ -10,6 +10,7 @@ from typing import Any
 from multus_py.cni import versions
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code
+from multus_py.config.daemon import CniConfFile
 from multus_py.config.plugin import OUR_TYPES, TYPE
 from multus_py.install import files, primary
 from multus_py.install.primary import Conf
@@ -57,6 +58,26 @@ class Order:
     def target(self) -> Path:
         """Where our conf goes."""
         return conf_path(self.folders.conf, self.name)
+
+
+def order(conf: CniConfFile) -> Order:
+    """Return what to install for the daemon config: the default network's config is a file, or in a folder."""
+    primary_path = Path(conf.default_network) if "/" in conf.default_network else None
+    look_in = conf.look_in or conf.folder
+    if primary_path and (primary_path.is_dir() or conf.default_network.endswith("/")):
+        look_in, primary_path = primary_path, None
+    return Order(
+        folders=Folders(conf.bin_dir, conf.folder),
+        name=conf.type,
+        primary=primary_path,
+        version=conf.version,
+        keys=conf.shim_keys,
+        look_in=look_in,
+        wraps=conf.wraps,
+        network=conf.network,
+        primary_name=conf.overrides_name,
+        capabilities=dict.fromkeys(conf.capabilities, True),
+    )
 
 
 def conf_path(folder: Path, name: str) -> Path:

@@ -153,7 +153,7 @@ def test_places_know_where_every_value_begins(value):
     """Decoding from the place gives the value back."""
     text = json.dumps(value, indent=1)
     decoder = json.JSONDecoder()
-    for path, at in selection.places(text).items():
+    for path, at in selection.value_offsets(text).items():
         found = value
         for step in path:
             found = found[step]

@@ -85,7 +85,7 @@ def test_what_the_daemon_opens_is_mounted(folder):
     (container,) = rendered.pod(folder)["containers"]
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
     found = daemon_config.parse(config(folder))
-    opened = [found.install.folders.conf, found.socket_dir, found.spool_dir, found.chroot_dir, found.overlay["confDir"]]
+    opened = [found.install.folder, found.socket_dir, found.spool_dir, found.chroot_dir, found.overlay["confDir"]]
     opened += [found.certificate.folder] if found.certificate else []
     for path in map(str, opened):
         assert any(f"{path}/".startswith(f"{mount}/") for mount in mounts), path
