@@ -31,7 +31,7 @@ from running import Running
 from story import Stage, namespace
 
 from multus_py.install import shim
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces
 
 BACKENDS = ("builtin", "exec")
 
@@ -200,16 +200,18 @@ def main() -> None:
             with daemon(folder / f"{backend}-burst", host, backend, names) as subject:
                 measured(subject, pods[:16], 8)
                 peaks.append(burst(subject, pods[: args.burst]))
-        peaks += [netlink.visit(host, partial(burst, other, pods[: args.burst])) for other in others]
+        peaks += [namespaces.run_in(host, partial(burst, other, pods[: args.burst])) for other in others]
         subjects = [stack.enter_context(daemon(folder / backend, host, backend, names)) for backend in BACKENDS]
         subjects += others
         rounds: list[list[Any]] = [[] for _ in subjects]
         for number in range(-1, args.rounds):
             for subject, found in zip(subjects, rounds, strict=True):
                 if number < 0:  # warm: processes are started, modules imported
-                    netlink.visit(host, partial(measured, subject, pods[:16], 8))
+                    namespaces.run_in(host, partial(measured, subject, pods[:16], 8))
                     continue
-                found.append([netlink.visit(host, partial(measured, subject, pods[: args.pods], n)) for n in (1, 8)])
+                found.append(
+                    [namespaces.run_in(host, partial(measured, subject, pods[: args.pods], n)) for n in (1, 8)]
+                )
         rows = {subject.name: row(*told) for subject, *told in zip(subjects, rounds, peaks, strict=True)}
     for name, figures in rows.items():
         show(name, figures)

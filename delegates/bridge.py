@@ -17,8 +17,10 @@ from multus_py.cni.fields import Fields
 from multus_py.cni.result import DNS, IP, Interface, Result, Route
 from multus_py.config import delegate_schema
 from multus_py.delegates import configure, requested
-from multus_py.kernel import netlink
-from multus_py.kernel.netlink import Link, Netlink
+from multus_py.kernel import namespaces, netlink, records
+from multus_py.kernel.errors import NetlinkError
+from multus_py.kernel.netlink import Netlink
+from multus_py.kernel.records import Link
 from multus_py.kernel.undo import Undo
 
 SCHEMA: Mapping[str, Any] = delegate_schema.load("bridge")
@@ -110,7 +112,7 @@ def add(request: Request) -> Result:
         port = _attach(host, call, config, undo)
         ipam = _ask(request, config, undo)
         ips, routes, gateways = _with_gateways(config, ipam)
-        pod = netlink.visit(call.netns, lambda: _dress(call, config, ips, routes))
+        pod = namespaces.run_in(call.netns, lambda: _dress(call, config, ips, routes))
         end = _await_port(host, port.host) if config.ipam else host.link(port.host)
         extra = _serve_gateways(host, port, config, gateways)
         result = Result(
@@ -172,8 +174,8 @@ def _refused(why: str, details: str) -> CniError:
 
 def _mtu(fields: Fields) -> int:
     mtu = fields.number("mtu")
-    if mtu > netlink.MTU_MAX:
-        raise fields.error("mtu", f"at most {netlink.MTU_MAX}")
+    if mtu > records.MTU_MAX:
+        raise fields.error("mtu", f"at most {records.MTU_MAX}")
     return mtu
 
 
@@ -201,7 +203,7 @@ def _attach(host: Netlink, call: Call, config: Config, undo: Undo) -> Port:
     """Make sure of the bridge, make the pair, and set the port's options."""
     bridge = _ensure_bridge(host, config)
     name = _make_pair(host, call, config, bridge, undo)
-    netlink.write_sysctl(f"net/ipv6/conf/{name}/accept_ra", "0")
+    namespaces.write_sysctl(f"net/ipv6/conf/{name}/accept_ra", "0")
     if config.hairpin or config.isolated or config.filters_vlans:
         port = host.link(name).index
         host.set_port(port, hairpin=config.hairpin, isolated=config.isolated or None)
@@ -220,7 +222,7 @@ def _ensure_bridge(host: Netlink, config: Config) -> Link:
         )
     if config.filters_vlans and not bridge.vlan_filtering:
         host.set_vlan_filtering(bridge.index, True)
-    netlink.write_sysctl(f"net/ipv6/conf/{config.bridge}/accept_ra", "0")
+    namespaces.write_sysctl(f"net/ipv6/conf/{config.bridge}/accept_ra", "0")
     if config.promisc or not bridge.up:
         host.set_link(bridge.index, up=True, promisc=config.promisc or None)
     return bridge
@@ -229,7 +231,7 @@ def _ensure_bridge(host: Netlink, config: Config) -> Link:
 def _make_bridge(host: Netlink, config: Config) -> Link:
     try:
         host.create_bridge(config.bridge, mtu=config.mtu, vlan_filtering=config.filters_vlans)
-    except netlink.NetlinkError as trouble:
+    except NetlinkError as trouble:
         if trouble.errno != errno.EEXIST:  # somebody else, who attaches another pod just now, was faster
             raise
     return host.link(config.bridge)
@@ -248,7 +250,7 @@ def _make_pair(host: Netlink, call: Call, config: Config, bridge: Link, undo: Un
                 peer_mac=config.mac,
                 master=bridge.index,
             )
-        except netlink.NetlinkError as trouble:
+        except NetlinkError as trouble:
             if trouble.errno != errno.EEXIST:
                 raise
             if host.find_link(name) is None:
@@ -273,7 +275,7 @@ def _set_vlans(host: Netlink, port: int, config: Config) -> None:
     if not config.keep_default_vlan and any(vlan.vid == _DEFAULT_VLAN for vlan in host.vlans(port)):
         host.delete_vlan(port, _DEFAULT_VLAN)
     if config.vlan:
-        host.add_vlans(port, config.vlan, config.vlan, netlink.VLAN_PVID | netlink.VLAN_UNTAGGED)
+        host.add_vlans(port, config.vlan, config.vlan, records.VLAN_PVID | records.VLAN_UNTAGGED)
     for first, last in config.trunk:
         host.add_vlans(port, first, last)
 
@@ -281,7 +283,7 @@ def _set_vlans(host: Netlink, port: int, config: Config) -> None:
 def _await_port(host: Netlink, name: str) -> Link:
     """Return the port when it forwards; raise when it does not come up."""
     port = host.await_running(name, _PORT_SECONDS)
-    if port.operstate != netlink.OPER_UP:
+    if port.operstate != records.OPER_UP:
         raise CniError(
             Code.INTERNAL,
             f"bridge port {name} in error state: operational state {port.operstate}",
@@ -316,9 +318,9 @@ def _dress(call: Call, config: Config, ips: tuple[IP, ...], routes: tuple[Route,
 def _set_detection(ifname: str, wanted: bool) -> None:
     """Announce addresses when the link comes up; IPv6 looks for duplicates on a bridge only when that is wanted."""
     if wanted:
-        netlink.write_sysctl(f"net/ipv6/conf/{ifname}/enhanced_dad", "1")
-    netlink.write_sysctl(f"net/ipv6/conf/{ifname}/accept_dad", "1" if wanted else "0")
-    netlink.write_sysctl(f"net/ipv4/conf/{ifname}/arp_notify", "1")
+        namespaces.write_sysctl(f"net/ipv6/conf/{ifname}/enhanced_dad", "1")
+    namespaces.write_sysctl(f"net/ipv6/conf/{ifname}/accept_dad", "1" if wanted else "0")
+    namespaces.write_sysctl(f"net/ipv4/conf/{ifname}/arp_notify", "1")
 
 
 # --- the gateway -----------------------------------------------------------------------------------------------------
@@ -326,7 +328,7 @@ def _set_detection(ifname: str, wanted: bool) -> None:
 
 def _with_gateways(
     config: Config, ipam: Result
-) -> tuple[tuple[IP, ...], tuple[Route, ...], tuple[netlink.IPInterface, ...]]:
+) -> tuple[tuple[IP, ...], tuple[Route, ...], tuple[records.IPInterface, ...]]:
     """Return addresses and routes completed with gateways, and what the bridge itself has to answer to."""
     ips = tuple(replace(ip, interface=2, gateway=ip.gateway or _first(config, ip)) for ip in ipam.ips)
     routes = list(ipam.routes)
@@ -348,7 +350,7 @@ def _first(config: Config, ip: IP) -> results.Address | None:
 
 
 def _serve_gateways(
-    host: Netlink, port: Port, config: Config, served: tuple[netlink.IPInterface, ...]
+    host: Netlink, port: Port, config: Config, served: tuple[records.IPInterface, ...]
 ) -> tuple[Interface, ...]:
     """Put the gateway addresses on the bridge, or on its interface in the VLAN, and let the host forward."""
     if not served:
@@ -357,8 +359,8 @@ def _serve_gateways(
     for address in served:
         _ensure_address(host, holder, address, config.force_address)
     for version in {address.version for address in served}:
-        if netlink.read_sysctl(_FORWARDING[version]) != "1":
-            netlink.write_sysctl(_FORWARDING[version], "1")
+        if namespaces.read_sysctl(_FORWARDING[version]) != "1":
+            namespaces.write_sysctl(_FORWARDING[version], "1")
     return (_interface(host.link(holder.index)),) if config.vlan else ()
 
 
@@ -373,14 +375,14 @@ def _vlan_interface(host: Netlink, bridge: Link, config: Config) -> Link:
         host.create_veth(port, name, mtu=bridge.mtu, master=bridge.index)
         undo.add(_remove, host, port)
         _set_vlans(host, host.link(port).index, replace(config, trunk=()))
-        netlink.write_sysctl(f"net/ipv6/conf/{port}/accept_ra", "0")
+        namespaces.write_sysctl(f"net/ipv6/conf/{port}/accept_ra", "0")
         made = host.link(name)
         host.set_link(made.index, up=True)
         undo.keep()
     return made
 
 
-def _ensure_address(host: Netlink, holder: Link, wanted: netlink.IPInterface, force: bool) -> None:
+def _ensure_address(host: Netlink, holder: Link, wanted: records.IPInterface, force: bool) -> None:
     """Put *wanted* on the bridge; another one in its way is an error, or is replaced when *force*."""
     for held in host.addresses(holder.index, wanted.version):
         if held.interface == wanted:
@@ -395,7 +397,7 @@ def _ensure_address(host: Netlink, holder: Link, wanted: netlink.IPInterface, fo
             host.delete_address(holder.index, held.interface)
     try:
         host.add_address(holder.index, wanted)
-    except netlink.NetlinkError as trouble:
+    except NetlinkError as trouble:
         if trouble.errno != errno.EEXIST:  # another pod's attachment was faster
             raise
     # A bridge takes the lowest address of its ports until it is given one: pods would lose their gateway's whenever a

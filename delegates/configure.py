@@ -13,8 +13,10 @@ from multus_py.cni.errors import CniError, Code
 from multus_py.cni.fields import Fields
 from multus_py.cni.result import IP, Address, Network, Result, Route
 from multus_py.cni.result import read as read_result
-from multus_py.kernel import netlink
-from multus_py.kernel.netlink import Link, Netlink
+from multus_py.kernel import namespaces, netlink, records, removal
+from multus_py.kernel.errors import NetlinkError, NoNamespace
+from multus_py.kernel.netlink import Netlink
+from multus_py.kernel.records import Link
 
 _DAD_SECONDS = 5.0  # the reference plugins wait as long
 _IFF_RUNNING = 0x40
@@ -59,7 +61,7 @@ def configure(kernel: Netlink, link: Link, ips: Iterable[IP], routes: Iterable[R
     for route in _in_order(given, routes, link.index):
         try:
             kernel.add_route(route)
-        except netlink.NetlinkError as trouble:
+        except NetlinkError as trouble:
             if route.gateway is None or trouble.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH):
                 raise
             raise _unreachable(link, route, route.gateway, given) from trouble
@@ -115,8 +117,8 @@ def remove_interface(netns: str, ifname: str) -> None:
     """Delete the pod's interface; a namespace or an interface that is gone already is success."""
     if not netns:
         return
-    with suppress(netlink.NoNamespace):
-        netlink.remove_links(netns, [ifname])
+    with suppress(NoNamespace):
+        removal.remove_links(netns, [ifname])
 
 
 def remove_index(netns: str, index: int) -> None:
@@ -124,9 +126,9 @@ def remove_index(netns: str, index: int) -> None:
     try:
         with netlink.open(netns) as inside:
             inside.delete_link(index)
-    except netlink.NoNamespace:
+    except NoNamespace:
         return
-    except netlink.NetlinkError as trouble:
+    except NetlinkError as trouble:
         if trouble.errno != errno.ENODEV:
             raise
 
@@ -139,9 +141,9 @@ def _allow_ipv6(ifname: str) -> None:
     """Switch IPv6 on where a runtime left it off, and keep addresses when the interface goes down."""
     for name in ("lo", ifname):
         setting = f"net/ipv6/conf/{name}/disable_ipv6"
-        if netlink.read_sysctl(setting) not in ("0", None):
-            netlink.write_sysctl(setting, "0")
-    netlink.write_sysctl(f"net/ipv6/conf/{ifname}/keep_addr_on_down", "1")
+        if namespaces.read_sysctl(setting) not in ("0", None):
+            namespaces.write_sysctl(setting, "0")
+    namespaces.write_sysctl(f"net/ipv6/conf/{ifname}/keep_addr_on_down", "1")
 
 
 def _await_unique(kernel: Netlink, link: Link, given: tuple[IP, ...]) -> None:
@@ -153,7 +155,7 @@ def _await_unique(kernel: Netlink, link: Link, given: tuple[IP, ...]) -> None:
     failed = [
         address.interface
         for address in kernel.addresses(link.index, 6)
-        if address.interface in mine and address.flags & netlink.DADFAILED
+        if address.interface in mine and address.flags & records.DADFAILED
     ]
     if failed:
         raise CniError(
@@ -163,7 +165,7 @@ def _await_unique(kernel: Netlink, link: Link, given: tuple[IP, ...]) -> None:
         )
 
 
-def _in_order(given: Sequence[IP], routes: Iterable[Route], ifindex: int) -> list[netlink.Route]:
+def _in_order(given: Sequence[IP], routes: Iterable[Route], ifindex: int) -> list[records.Route]:
     """Return the routes for the kernel: it takes one through a gateway only where one leads to the gateway already."""
     own: dict[int, Address] = {ip.gateway.version: ip.gateway for ip in reversed(given) if ip.gateway}
     asked = [(route, route.gw or own.get(route.dst.version)) for route in routes]
@@ -173,30 +175,30 @@ def _in_order(given: Sequence[IP], routes: Iterable[Route], ifindex: int) -> lis
     return sorted(found, key=lambda route: route.gateway is not None)
 
 
-def _kernel_route(route: Route, via: Address | None, outside: set[Network], ifindex: int) -> netlink.Route:
+def _kernel_route(route: Route, via: Address | None, outside: set[Network], ifindex: int) -> records.Route:
     """Return *route* for the kernel, on the link where it says so.
 
     It does by a scope of `link`, by 0.0.0.0 or :: as its gateway, or as the way to a gateway *outside* all networks.
     """
     leads_out = route.dst in outside and route.gw in (None, route.dst.network_address)
-    narrow = route.gw is None and (route.scope or 0) >= netlink.SCOPE_LINK
+    narrow = route.gw is None and (route.scope or 0) >= records.SCOPE_LINK
     nowhere = via is not None and via.is_unspecified
-    return netlink.Route(
+    return records.Route(
         dst=route.dst,
         gateway=None if leads_out or narrow or nowhere else via,
         ifindex=ifindex,
         priority=route.priority,
-        table=netlink.MAIN_TABLE if route.table is None else route.table,
+        table=records.MAIN_TABLE if route.table is None else route.table,
         # IPv4 looks for a gateway among routes of this scope.
-        scope=route.scope or (netlink.SCOPE_LINK if route.dst in outside else 0),
+        scope=route.scope or (records.SCOPE_LINK if route.dst in outside else 0),
         mtu=route.mtu,
         advmss=route.advmss,
     )
 
 
-def _unreachable(link: Link, route: netlink.Route, gateway: Address, given: Iterable[IP]) -> CniError:
+def _unreachable(link: Link, route: records.Route, gateway: Address, given: Iterable[IP]) -> CniError:
     held = ", ".join(str(ip.address) for ip in given if ip.address.version == gateway.version)
-    way = f'{{"dst": "{ipaddress.ip_network(gateway)}", "scope": {netlink.SCOPE_LINK}}}'
+    way = f'{{"dst": "{ipaddress.ip_network(gateway)}", "scope": {records.SCOPE_LINK}}}'
     return CniError(
         Code.INVALID_CONFIG,
         f"the gateway {gateway} of the route to {route.dst} is in no network of {link.name} "

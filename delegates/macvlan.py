@@ -16,8 +16,10 @@ from multus_py.cni.fields import Fields
 from multus_py.cni.result import DNS, IP, Interface, Result
 from multus_py.config import delegate_schema
 from multus_py.delegates import configure, requested
-from multus_py.kernel import netlink
-from multus_py.kernel.netlink import Link, Netlink
+from multus_py.kernel import namespaces, netlink, records
+from multus_py.kernel.errors import NetlinkError
+from multus_py.kernel.netlink import Netlink
+from multus_py.kernel.records import Link
 from multus_py.kernel.undo import Undo
 
 SCHEMA: Mapping[str, Any] = delegate_schema.load("macvlan")
@@ -44,9 +46,9 @@ def parse(call: Call) -> Config:
     """Read the config and what the call asks for beside it; code 7 names the key that is wrong."""
     fields = Fields(call.config, "macvlan")
     mode = fields.text("mode") or "bridge"
-    if mode not in netlink.MACVLAN_MODES:
+    if mode not in records.MACVLAN_MODES:
         raise CniError(
-            Code.INVALID_CONFIG, f"unknown macvlan mode: {mode!r:.80}", f"one of {', '.join(netlink.MACVLAN_MODES)}"
+            Code.INVALID_CONFIG, f"unknown macvlan mode: {mode!r:.80}", f"one of {', '.join(records.MACVLAN_MODES)}"
         )
     master = fields.text("master")
     queue = fields.number("bcqueuelen")
@@ -74,7 +76,7 @@ def add(request: Request) -> Result:
             undo.add(configure.release, request, config.ipam)
             given = configure.ask_ipam(request, config.ipam)
         ips = tuple(replace(ip, interface=0) for ip in given.ips)
-        pod = netlink.visit(call.netns, lambda: _dress(call, made, ips, given, undo))
+        pod = namespaces.run_in(call.netns, lambda: _dress(call, made, ips, given, undo))
         result = Result(
             interfaces=(Interface(pod.name, pod.mac, sandbox=call.netns),), ips=ips, routes=given.routes, dns=config.dns
         )
@@ -145,7 +147,7 @@ def _create(home: Netlink, call: Call, config: Config) -> str:
     # refused although the pod has it free, so the link gets another one and is renamed inside.
     try:
         return _create_named(home, call.ifname, master, call, config)
-    except netlink.NetlinkError as trouble:
+    except NetlinkError as trouble:
         if trouble.errno != errno.EEXIST:
             raise
     return _create_named(home, f"macv{os.urandom(4).hex()}", master, call, config)
@@ -164,7 +166,7 @@ def _master(home: Netlink, config: Config) -> Link:
     if config.master:
         try:
             return home.link(config.master)
-        except netlink.NetlinkError as trouble:
+        except NetlinkError as trouble:
             raise trouble.with_context("macvlan: 'master'") from trouble
     for family in (4, 6):
         for route in sorted(home.default_routes(family), key=lambda route: route.priority):
@@ -184,7 +186,7 @@ def _dress(call: Call, made: str, ips: tuple[IP, ...], given: Result, undo: Undo
         if not ips:
             pod.set_link(link.index, up=True)
             return link
-        netlink.write_sysctl(f"net/ipv4/conf/{call.ifname}/arp_notify", "1")
-        netlink.write_sysctl(f"net/ipv6/conf/{call.ifname}/ndisc_notify", "1")
+        namespaces.write_sysctl(f"net/ipv4/conf/{call.ifname}/arp_notify", "1")
+        namespaces.write_sysctl(f"net/ipv6/conf/{call.ifname}/ndisc_notify", "1")
         configure.configure(pod, link, ips, given.routes)
         return link

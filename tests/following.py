@@ -7,7 +7,7 @@ from typing import Any
 from running import Running
 
 from multus_py.agent.reconciling.dynamic_attachments import DynamicAttachments
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces, netlink
 from multus_py.kube.store import PodRef
 from multus_py.plan.attachment import Attachment
 from multus_py.verbs.node import Node
@@ -31,7 +31,7 @@ def following(node: Node) -> DynamicAttachments:
 def look(running: Running, node: Node | None = None) -> bool:
     """Follow the pod once; return whether nothing is left to be done."""
     there = node or running.stage.node()
-    return netlink.visit(running.host, lambda: following(there).look(("default", "p")))
+    return namespaces.run_in(running.host, lambda: following(there).look(("default", "p")))
 
 
 def journalled(running: Running) -> tuple[Attachment, ...]:

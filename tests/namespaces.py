@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces, netlink
 
 PREFIX = "/run/netns/mpt"
 
@@ -23,13 +23,13 @@ class Site:
 def namespace() -> Iterator[str]:
     """Make a namespace with lo up; yield its path."""
     path = f"{PREFIX}{secrets.token_hex(5)}"
-    netlink.create_namespace(path)
+    namespaces.create(path)
     try:
         with netlink.open(path) as kernel:
             kernel.set_link(kernel.link("lo").index, up=True)
         yield path
     finally:
-        netlink.remove_namespace(path)
+        namespaces.remove(path)
 
 
 @contextmanager

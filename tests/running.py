@@ -17,7 +17,7 @@ from typing import Any
 from story import Stage
 
 from multus_py.install import shim
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Running:
         command = [sys.executable, "-m", "multus_py.cli.main", "daemon", "--config", str(self.configure(**more))]
         log = (self.folder / "log").open("ab")
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
-        self.process = netlink.visit(
+        self.process = namespaces.run_in(
             self.host, lambda: subprocess.Popen(command, stderr=log, stdout=log, env=environment)
         )
         log.close()

@@ -14,7 +14,7 @@ from scripted import Scripted
 
 from multus_py.cni.call import Call, cni_args
 from multus_py.config import plugin as configs
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces
 from multus_py.kube.manifests import Manifests
 from multus_py.state.journal import Journal
 from multus_py.state.result_cache import ResultCache
@@ -28,11 +28,11 @@ from multus_py.verbs.plugins import Plugins
 def namespace() -> Iterator[str]:
     """Make a network namespace for as long as the block lasts."""
     path = f"/run/netns/mpt-{secrets.token_hex(4)}"
-    netlink.create_namespace(path)
+    namespaces.create(path)
     try:
         yield path
     finally:
-        netlink.remove_namespace(path)
+        namespaces.remove(path)
 
 
 @dataclass(frozen=True)

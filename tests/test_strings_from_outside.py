@@ -23,7 +23,8 @@ from multus_py.cni.text import one_line
 from multus_py.config import selection
 from multus_py.config.plugin import MultusConfig
 from multus_py.entry import logs
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces, netlink
+from multus_py.kernel.errors import NetlinkError
 from multus_py.kube.apiserver import ApiServer
 from multus_py.kube.manifests import Manifests
 from multus_py.kube.store import Pod, PodRef
@@ -62,7 +63,7 @@ def road(request, tmp_path):
 
         def inside(verb):
             try:
-                netlink.visit(host, lambda: stage.run(verb, "p"))
+                namespaces.run_in(host, lambda: stage.run(verb, "p"))
             except CniError as error:
                 return error.code, f"{error.msg}; {error.details}"
             return 0, ""
@@ -70,7 +71,7 @@ def road(request, tmp_path):
         def process(verb):
             call = stage.call(verb, "p")
             program = "import sys; from multus_py.entry.plugin import main; sys.exit(main())"
-            done = netlink.visit(host, lambda: subprocess.run(
+            done = namespaces.run_in(host, lambda: subprocess.run(
                 [sys.executable, "-c", program], input=json.dumps(call.config).encode(), env=call.environment(),
                 capture_output=True, check=False,
             ))  # fmt: skip
@@ -198,7 +199,7 @@ def test_the_kernel_takes_what_we_take_as_it_is_written(name):
         kernel.create_bridge(name)
         assert {"lo", name} == kernel.link_names()
         wanted = f"net/ipv4/conf/{name}/arp_notify"
-        assert "0" == netlink.visit(netns, lambda: netlink.read_sysctl(wanted))
+        assert "0" == namespaces.run_in(netns, lambda: namespaces.read_sysctl(wanted))
 
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if name and name not in ("...",)])
@@ -207,7 +208,7 @@ def test_the_kernel_does_not_take_what_we_refuse(name):
     with namespace() as netns, netlink.open(netns) as kernel:
         try:
             kernel.create_bridge(name)
-        except netlink.NetlinkError:
+        except NetlinkError:
             return
         assert name not in kernel.link_names() or not name.isprintable()
 

@@ -22,9 +22,11 @@ from multus_py.delegates.sriov import takeover, virtual_function
 from multus_py.delegates.sriov.leases import Lease, Leases, Owner, Slot, boot_id
 from multus_py.delegates.sriov.takeover import Kept
 from multus_py.delegates.sriov.virtual_function import Before, Function
-from multus_py.kernel import netlink
-from multus_py.kernel.netlink import Link, Netlink
+from multus_py.kernel import namespaces, netlink, records
+from multus_py.kernel.errors import NetlinkError, NoNamespace
+from multus_py.kernel.netlink import Netlink
 from multus_py.kernel.pci import ADDRESS, Bus
+from multus_py.kernel.records import Link
 from multus_py.kernel.undo import Undo
 from multus_py.kernel.virtual_functions import LINK_STATES, NO_MAC, VLAN_PROTOCOLS, VirtualFunction
 
@@ -107,7 +109,7 @@ def add(request: Request) -> Result:
         ips = tuple(replace(ip, interface=0) for ip in given.ips)
         mtu = function.physical.mtu
         if not function.for_program:
-            link = netlink.visit(call.netns, lambda: _dress(call, config, function, ips, given))
+            link = namespaces.run_in(call.netns, lambda: _dress(call, config, function, ips, given))
             mac, mtu = link.mac, link.mtu
         interface = Interface(call.ifname, mac, mtu, call.netns, pci_id=function.address)
         result = Result(interfaces=(interface,), ips=ips, routes=given.routes, dns=_dns(config, given))
@@ -263,7 +265,7 @@ def _lives(netns: str) -> bool:
     """Tell whether a namespace is still there."""
     try:
         netlink.open(netns).close()
-    except netlink.NoNamespace:
+    except NoNamespace:
         return False
     return True
 
@@ -305,20 +307,20 @@ def _dress(call: Call, config: Config, function: Function, ips: tuple[IP, ...], 
             raise CniError(Code.INTERNAL, f"the interface of {function} did not arrive in {call.netns}")
         try:
             pod.set_link(link.index, name=call.ifname)
-        except netlink.NetlinkError as trouble:
+        except NetlinkError as trouble:
             if trouble.errno != errno.EEXIST:
                 raise
             raise CniError(
                 Code.INTERNAL, f"interface {call.ifname} exists already in {call.netns}", "choose another name"
             ) from trouble
         for setting in ("ipv4/conf/{}/arp_notify", "ipv6/conf/{}/ndisc_notify", "ipv6/conf/{}/optimistic_dad"):
-            netlink.write_sysctl("net/" + setting.format(call.ifname), "1")
+            namespaces.write_sysctl("net/" + setting.format(call.ifname), "1")
         pod.set_link(link.index, up=True)
-        expected = function.physical.operstate == netlink.OPER_UP and config.link_state != "disable"
+        expected = function.physical.operstate == records.OPER_UP and config.link_state != "disable"
         link = pod.await_running(link.index, _CARRIER_SECONDS if expected or config.link_state == "enable" else 0)
         if ips:
             configure.configure(pod, link, ips, given.routes)
-        if link.operstate == netlink.OPER_UP:
+        if link.operstate == records.OPER_UP:
             _announce(link, ips)
     return link
 
@@ -402,5 +404,5 @@ def _inside(netns: str, device: str) -> Link | None:
     try:
         with netlink.open(netns) as inside:
             return inside.device(device)
-    except netlink.NoNamespace:
+    except NoNamespace:
         return None

@@ -11,8 +11,10 @@ from typing import Any
 
 from multus_py.cni.errors import CniError, Code, run_all
 from multus_py.kernel import netlink
-from multus_py.kernel.netlink import Link, Netlink, NetlinkError
+from multus_py.kernel.errors import NetlinkError, NoNamespace
+from multus_py.kernel.netlink import Netlink
 from multus_py.kernel.pci import Bus
+from multus_py.kernel.records import Link
 from multus_py.kernel.virtual_functions import ATTRIBUTES, NO_MAC, VLAN_PROTOCOLS, VirtualFunction
 
 log = logging.getLogger("multus_py")
@@ -210,7 +212,7 @@ def _bring_home(host: Netlink, bus: Bus, function: Function, netns: str) -> Link
     if link := host.device(function.address):
         return link
     if netns:
-        with suppress(netlink.NoNamespace), netlink.open(netns) as inside:
+        with suppress(NoNamespace), netlink.open(netns) as inside:
             if link := inside.device(function.address):
                 inside.set_link(link.index, up=False)
                 inside.set_link(link.index, name=function.spare_name, netns=_HOME)

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from multus_py.kernel import wire
+from multus_py.kernel import rtnl, wire
 
 LINK_STATES = ("auto", "enable", "disable")  # IFLA_VF_LINK_STATE_*
 VLAN_PROTOCOLS = {"802.1q": 0x8100, "802.1ad": 0x88A8}
 NO_MAC = "00:00:00:00:00:00"
 _UNTOLD = 0xFFFFFFFF  # the driver does not say
-WITH_VFS = wire.number(29, 1)  # IFLA_EXT_MASK with RTEXT_FILTER_VF
-_LIST, _INFO = 22, 1
+WITH_VFS = wire.number(rtnl.IFLA_EXT_MASK, rtnl.RTEXT_FILTER_VF)
 
 
 @dataclass(frozen=True)
@@ -37,27 +36,35 @@ ATTRIBUTES = ("trust", "spoofchk", "vlan", "rates", "link_state", "mac")
 
 def read(body: bytes) -> list[VirtualFunction]:
     """Read the functions in the attributes of an interface (behind its ifinfomsg)."""
-    listed = wire.attributes(body, 16).get(_LIST, b"")
-    return [_function(wire.attributes(info)) for kind, info in wire.pairs(listed) if kind == _INFO]
+    listed = wire.attributes(body, 16).get(rtnl.IFLA_VFINFO_LIST, b"")
+    return [_function(wire.attributes(info)) for kind, info in wire.pairs(listed) if kind == rtnl.IFLA_VF_INFO]
 
 
 def change(number: int, attribute: str, value: Any) -> bytes:
     """Pack one of `ATTRIBUTES` for the function *number* of the interface that is changed."""
-    return wire.nested(_LIST, wire.nested(_INFO, _PACKERS[attribute](number, value)))
+    return wire.nested(rtnl.IFLA_VFINFO_LIST, wire.nested(rtnl.IFLA_VF_INFO, _PACKERS[attribute](number, value)))
 
 
 def _function(told: wire.Attributes) -> VirtualFunction:
-    number, mac = struct.unpack_from("=I6s", told[1])
-    state = _setting(told.get(5)) or 0
+    number, mac = struct.unpack_from("=I6s", told[rtnl.IFLA_VF_MAC])
+    state = _setting(told.get(rtnl.IFLA_VF_LINK_STATE)) or 0
     return VirtualFunction(
         number=number,
         mac=mac.hex(":"),
         vlan=_vlan(told),
-        spoofchk=_flag(told.get(4)),
-        trust=_flag(told.get(9)),
+        spoofchk=_flag(told.get(rtnl.IFLA_VF_SPOOFCHK)),
+        trust=_flag(told.get(rtnl.IFLA_VF_TRUST)),
         link_state=LINK_STATES[state] if state < len(LINK_STATES) else "auto",
-        rates=struct.unpack_from("=II", told[6], 4) if 6 in told else (0, _setting(told.get(3)) or 0),
+        rates=_rates(told),
     )
+
+
+def _rates(told: wire.Attributes) -> tuple[int, int]:
+    """Read IFLA_VF_RATE, else the older IFLA_VF_TX_RATE, which has no least rate."""
+    if rtnl.IFLA_VF_RATE in told:
+        least, most = struct.unpack_from("=II", told[rtnl.IFLA_VF_RATE], 4)
+        return least, most
+    return 0, _setting(told.get(rtnl.IFLA_VF_TX_RATE)) or 0
 
 
 def _setting(data: bytes | None) -> int | None:
@@ -75,17 +82,17 @@ def _flag(data: bytes | None) -> bool | None:
 
 def _vlan(told: wire.Attributes) -> tuple[int, int, int]:
     """Read IFLA_VF_VLAN_LIST, whose protocol is in network order, else the older IFLA_VF_VLAN without one."""
-    for _, item in wire.pairs(told.get(12, b"")):
+    for _, item in wire.pairs(told.get(rtnl.IFLA_VF_VLAN_LIST, b"")):
         _, vid, qos = struct.unpack_from("=III", item)
         return vid, qos, int.from_bytes(item[12:14], "big") or 0x8100
-    _, vid, qos = struct.unpack_from("=III", told[2]) if 2 in told else (0, 0, 0)
+    _, vid, qos = struct.unpack_from("=III", told[rtnl.IFLA_VF_VLAN]) if rtnl.IFLA_VF_VLAN in told else (0, 0, 0)
     return vid, qos, 0x8100
 
 
 def _pack_vlan(number: int, value: tuple[int, int, int]) -> bytes:
     vid, qos, protocol = value
     info = struct.pack("=III", number, vid, qos) + protocol.to_bytes(2, "big") + bytes(2)
-    return wire.nested(12, wire.attribute(1, info))
+    return wire.nested(rtnl.IFLA_VF_VLAN_LIST, wire.attribute(rtnl.IFLA_VF_VLAN_INFO, info))
 
 
 def _pack_number(kind: int) -> Callable[[int, Any], bytes]:
@@ -94,11 +101,11 @@ def _pack_number(kind: int) -> Callable[[int, Any], bytes]:
 
 _PACKERS: dict[str, Callable[[int, Any], bytes]] = {
     "mac": lambda number, value: wire.attribute(
-        1, struct.pack("=I32s", number, bytes.fromhex(str(value).replace(":", "")))
+        rtnl.IFLA_VF_MAC, struct.pack("=I32s", number, bytes.fromhex(str(value).replace(":", "")))
     ),
     "vlan": _pack_vlan,
-    "spoofchk": _pack_number(4),
-    "link_state": lambda number, value: _pack_number(5)(number, LINK_STATES.index(value)),
-    "rates": lambda number, value: wire.attribute(6, struct.pack("=III", number, *value)),
-    "trust": _pack_number(9),
+    "spoofchk": _pack_number(rtnl.IFLA_VF_SPOOFCHK),
+    "link_state": lambda number, value: _pack_number(rtnl.IFLA_VF_LINK_STATE)(number, LINK_STATES.index(value)),
+    "rates": lambda number, value: wire.attribute(rtnl.IFLA_VF_RATE, struct.pack("=III", number, *value)),
+    "trust": _pack_number(rtnl.IFLA_VF_TRUST),
 }

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from multus_py.kernel import rtnl
+
 # linux/rtnetlink.h: message types.
 NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
@@ -226,7 +228,7 @@ def _refuse(kind: int, flags: int, body: bytes) -> None:
     if code >= 0:
         return
     told = attributes(body, _behind_error(kind, flags, body)) if flags & _ACK_TLVS else {}
-    raise Refused(-code, string(told.get(1)))
+    raise Refused(-code, string(told.get(rtnl.NLMSGERR_ATTR_MSG)))
 
 
 def _behind_error(kind: int, flags: int, body: bytes) -> int:

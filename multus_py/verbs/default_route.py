@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 
 from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Address, Result, Route, without_default_routes
-from multus_py.kernel import netlink
-from multus_py.kernel.netlink import Link, Netlink, NetlinkError
+from multus_py.kernel import namespaces, netlink, records
+from multus_py.kernel.errors import NetlinkError, NoNamespace
+from multus_py.kernel.netlink import Netlink
+from multus_py.kernel.records import Link
 from multus_py.plan.attachment import Attachment
 
 WAITING = 0x6D70  # the table
@@ -40,12 +42,12 @@ class Claim:
         """4 or 6."""
         return self.gateways[0].version
 
-    def route(self, ifindex: int) -> netlink.Route:
+    def route(self, ifindex: int) -> records.Route:
         """Return the default route that is claimed, of the interface *ifindex*."""
         anywhere = _ANYWHERE[self.family]
         if len(self.gateways) == 1:
-            return netlink.Route(dst=anywhere, gateway=self.gateways[0], ifindex=ifindex)
-        return netlink.Route(dst=anywhere, hops=tuple(netlink.Hop(ifindex, one) for one in self.gateways))
+            return records.Route(dst=anywhere, gateway=self.gateways[0], ifindex=ifindex)
+        return records.Route(dst=anywhere, hops=tuple(records.Hop(ifindex, one) for one in self.gateways))
 
     def __str__(self) -> str:
         return " and ".join(map(str, self.gateways))
@@ -67,7 +69,7 @@ def claims(attachments: Sequence[Attachment]) -> tuple[Claim, ...]:
 
 def apply_claims(netns: str, claimed: Sequence[Claim]) -> None:
     """Give each claimed family's default route in *netns* to its claimer alone; those of others wait, or go with it."""
-    netlink.visit(netns, lambda: _apply_claims(claimed))
+    namespaces.run_in(netns, lambda: _apply_claims(claimed))
 
 
 def _apply_claims(claimed: Sequence[Claim]) -> None:
@@ -89,10 +91,10 @@ def _refuse_advertised(kernel: Netlink) -> None:
     """
     for link in kernel.links():
         setting = _HEEDS.format(link.name)
-        if link.name != "lo" and netlink.read_sysctl(setting) == "1":
+        if link.name != "lo" and namespaces.read_sysctl(setting) == "1":
             with suppress(NetlinkError):  # an interface that is down has no routes: it stays so when the claim ends
-                kernel.add_route(netlink.Route(_ANYWHERE[6], ifindex=link.index, table=WAITING, protocol=netlink.RA))
-            netlink.write_sysctl(setting, "0")
+                kernel.add_route(records.Route(_ANYWHERE[6], ifindex=link.index, table=WAITING, protocol=records.RA))
+            namespaces.write_sysctl(setting, "0")
 
 
 def _hand_over(kernel: Netlink, claim: Claim) -> None:
@@ -102,7 +104,7 @@ def _hand_over(kernel: Netlink, claim: Claim) -> None:
     if _held(claim, link, found) and len(found) == 1 and _said(found[0], found[0].ways[0]).priority == 0:
         return
     for route in found:
-        if {way.ifindex for way in route.ways} != {link.index} and route.protocol != netlink.RA:
+        if {way.ifindex for way in route.ways} != {link.index} and route.protocol != records.RA:
             _add(kernel, replace(route, table=WAITING))
         _delete(kernel, route)
     try:
@@ -113,7 +115,7 @@ def _hand_over(kernel: Netlink, claim: Claim) -> None:
         if far := _far(kernel, claim, link):
             raise _unreachable(kernel, claim, link, far[0]) from trouble
         # Source based routing moved the routes of the interface's networks to a table of their own.
-        kernel.replace_route(replace(wanted, flags=netlink.ONLINK))
+        kernel.replace_route(replace(wanted, flags=records.ONLINK))
 
 
 def _far(kernel: Netlink, claim: Claim, link: Link) -> list[Address]:
@@ -122,7 +124,7 @@ def _far(kernel: Netlink, claim: Claim, link: Link) -> list[Address]:
         route.dst
         for route in kernel.routes(claim.family, table=0)
         if route.ifindex == link.index
-        and route.kind == netlink.UNICAST
+        and route.kind == records.UNICAST
         and route.gateway is None
         and not route.is_default
     ]
@@ -135,11 +137,11 @@ def _unreachable(kernel: Netlink, claim: Claim, link: Link, gateway: Address) ->
         Code.INVALID_CONFIG,
         f"the gateway {gateway} is in no network of {claim.ifname} ({held or f'it has no IPv{claim.family} address'})",
         "name one that is, or let IPAM add a route that reaches it on the link: "
-        f'{{"dst": "{ipaddress.ip_network(gateway)}", "scope": {netlink.SCOPE_LINK}}}',
+        f'{{"dst": "{ipaddress.ip_network(gateway)}", "scope": {records.SCOPE_LINK}}}',
     )
 
 
-def _add(kernel: Netlink, route: netlink.Route) -> None:
+def _add(kernel: Netlink, route: records.Route) -> None:
     """Add a route beside others of its metric; one that is there is fine."""
     try:
         kernel.add_route(route)
@@ -148,7 +150,7 @@ def _add(kernel: Netlink, route: netlink.Route) -> None:
             raise
 
 
-def _delete(kernel: Netlink, route: netlink.Route) -> None:
+def _delete(kernel: Netlink, route: records.Route) -> None:
     """Delete a route; one that is gone, as a learned one may be at any moment, is fine."""
     try:
         kernel.delete_route(route)
@@ -165,8 +167,8 @@ def restore(netns: str, claimed: Sequence[Claim]) -> tuple[tuple[str, Route], ..
     """
     if not claimed or not netns:
         return ()
-    with suppress(netlink.NoNamespace):
-        return netlink.visit(netns, lambda: _restore(claimed))
+    with suppress(NoNamespace):
+        return namespaces.run_in(netns, lambda: _restore(claimed))
     return ()
 
 
@@ -186,15 +188,15 @@ def _restore(claimed: Sequence[Claim]) -> tuple[tuple[str, Route], ...]:
 def _released(kernel: Netlink, claim: Claim, names: Mapping[int, str]) -> Iterator[tuple[str, Route]]:
     """Put back each route that waits for the end of a claim, and yield its ways with their interfaces' names."""
     for route in kernel.routes(claim.family, WAITING):
-        if route.protocol == netlink.RA:  # a mark
-            netlink.write_sysctl(_HEEDS.format(names.get(route.ifindex, "")), "1")
+        if route.protocol == records.RA:  # a mark
+            namespaces.write_sysctl(_HEEDS.format(names.get(route.ifindex, "")), "1")
         else:
-            _add(kernel, replace(route, table=netlink.MAIN_TABLE))
+            _add(kernel, replace(route, table=records.MAIN_TABLE))
             yield from ((names.get(way.ifindex, ""), _said(route, way)) for way in route.ways)
         _delete(kernel, route)
 
 
-def _said(route: netlink.Route, way: netlink.Hop) -> Route:
+def _said(route: records.Route, way: records.Hop) -> Route:
     """Return one way of a default route of the kernel as a result says it."""
     family = route.dst.version
     priority = 0 if route.priority == _UNSAID[family] else route.priority
@@ -220,16 +222,16 @@ def missing(kernel: Netlink, claimed: Sequence[Claim]) -> Iterator[tuple[Claim, 
             yield claim, f"the IPv{claim.family} default route is not {wanted}, found: {there}"
 
 
-def _held(claim: Claim, link: Link, found: Sequence[netlink.Route]) -> bool:
+def _held(claim: Claim, link: Link, found: Sequence[records.Route]) -> bool:
     """Tell whether the claimer's ways are the only ones; one that a router advertised is not its own."""
-    ways = [(way.ifindex, str(way.gateway), route.protocol == netlink.RA) for route in found for way in route.ways]
+    ways = [(way.ifindex, str(way.gateway), route.protocol == records.RA) for route in found for way in route.ways]
     return sorted(ways) == sorted((link.index, str(gateway), False) for gateway in claim.gateways)
 
 
-def _words(kernel: Netlink, route: netlink.Route) -> str:
+def _words(kernel: Netlink, route: records.Route) -> str:
     links = [(kernel.find_link(way.ifindex), way.gateway) for way in route.ways]
     said = " and ".join(f"by {via or 'no gateway'} on {link.name if link else 'no interface'}" for link, via in links)
-    return f"{said} (from a router advertisement)" if route.protocol == netlink.RA else said
+    return f"{said} (from a router advertisement)" if route.protocol == records.RA else said
 
 
 def with_claims(attachment: Attachment, result: Result, claimed: Sequence[Claim]) -> Result:

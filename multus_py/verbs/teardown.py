@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, combined_error, try_step
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces, netlink, removal
 from multus_py.plan import decide, device_info
 from multus_py.plan.attachment import Attachment, pod_ref
 from multus_py.state import takeover
@@ -64,7 +64,7 @@ def _in_its_namespace(page: SandboxFile, call: Call) -> Call:
     if page.entry:
         of_another_boot = page.entry.boot not in ("", boot_id())
         return replace(call, netns="") if of_another_boot else call
-    return replace(call, netns="") if not call.same_netns_allowed and netlink.is_own(call.netns) else call
+    return replace(call, netns="") if not call.same_netns_allowed and namespaces.is_own(call.netns) else call
 
 
 def retry_failures(page: SandboxFile, call: Call, node: Node) -> None:
@@ -179,7 +179,7 @@ def _remove_at_once(ifnames: Sequence[str], netns: str) -> None:
     """Remove interfaces as one group: that takes no longer than one alone."""
     if len(ifnames) < 2 or not netns:
         return
-    if trouble := try_step(lambda: netlink.remove_links(netns, ifnames)):
+    if trouble := try_step(lambda: removal.remove_links(netns, ifnames)):
         log.debug("%s: not removed at once: %s", netns, trouble)  # each delegate's own DEL follows and tells
 
 

@@ -7,7 +7,7 @@ import pytest
 from running import Running
 from story import Stage, namespace
 
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces, netlink
 
 
 @pytest.fixture
@@ -56,6 +56,6 @@ def leftovers():
 @pytest.fixture
 def attached(running):
     """A pod with eth0, net1 (b) and net2 (m), attached without a daemon."""
-    netlink.visit(running.host, lambda: running.stage.run("ADD", "p"))
+    namespaces.run_in(running.host, lambda: running.stage.run("ADD", "p"))
     yield running
-    netlink.visit(running.host, lambda: running.stage.run("DEL", "p"))
+    namespaces.run_in(running.host, lambda: running.stage.run("DEL", "p"))

@@ -14,7 +14,7 @@ import pytest
 from running import ended, until
 from story import namespace
 
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces, netlink
 from multus_py.kube.store import PodRef
 
 
@@ -37,7 +37,7 @@ def test_a_pod_comes_and_goes_through_the_shim(running, leftovers):
     fetch = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:19555/metrics').read().decode())"
     with netlink.open(running.host) as kernel:
         kernel.set_link(kernel.link("lo").index, up=True)
-    shown = netlink.visit(running.host, lambda: subprocess.check_output([sys.executable, "-c", fetch], text=True))
+    shown = namespaces.run_in(running.host, lambda: subprocess.check_output([sys.executable, "-c", fetch], text=True))
     assert 'multus_py_requests_total{code="0",path="/cni",verb="ADD"} 1.0' in shown
     assert 'multus_py_delegate_seconds_count{outcome="ok",plugin="macvlan",verb="DEL"} 1.0' in shown
     assert "multus_py_journal_sandboxes 0.0" in shown
@@ -178,7 +178,7 @@ def test_a_signal_comes_while_any_lock_is_held(running):
     """A SIGTERM that arrives while the main thread holds the lock of an event ends the daemon as any other does."""
     with (running.folder / "log").open("ab") as log:
         command = [sys.executable, "-c", UNLUCKY, str(running.configure())]
-        process = netlink.visit(running.host, lambda: subprocess.Popen(command, stderr=log))
+        process = namespaces.run_in(running.host, lambda: subprocess.Popen(command, stderr=log))
     try:
         assert 0 == process.wait(20)
     finally:
@@ -324,7 +324,7 @@ def test_it_reaps_what_others_leave_to_process_1(running):
     alone = ["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"]
     command = [*alone, sys.executable, "-m", "multus_py.cli.main", "daemon", "--config", str(running.configure())]
     log = (running.folder / "log").open("ab")
-    running.process = netlink.visit(running.host, lambda: subprocess.Popen(command, stdout=log, stderr=log))
+    running.process = namespaces.run_in(running.host, lambda: subprocess.Popen(command, stdout=log, stderr=log))
     log.close()
     until(lambda: running.get("/readyz")[0] == 200, running.log)
     inside = int(subprocess.check_output(["pgrep", "-P", str(running.process.pid)]).split()[0])

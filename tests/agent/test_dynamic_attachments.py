@@ -17,7 +17,7 @@ from multus_py.cni.conflist import Conflist
 from multus_py.cni.errors import CniError, Code
 from multus_py.config import selection
 from multus_py.config.plugin import MultusConfig
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces
 from multus_py.kube.polled import Polled
 from multus_py.kube.store import Device, PodRef, Unavailable
 from multus_py.plan import decide
@@ -228,7 +228,7 @@ def test_a_failure_is_told_once_and_again_after_an_edit(attached):
     for networks, told in (("b,m,x", 1), ("b,x", 2)):
         attached.stage.pod("p", networks)
         for _ in range(3):
-            assert not netlink.visit(attached.host, lambda: follow.look(("default", "p")))
+            assert not namespaces.run_in(attached.host, lambda: follow.look(("default", "p")))
         assert told == len(events(attached, "Warning"))
 
 
@@ -261,7 +261,7 @@ class Interrupted:
 
 def test_a_del_in_between_has_the_last_word(running, leftovers):
     """What is left of a change when the sandbox's DEL comes is not done: no page is made anew."""
-    netlink.visit(running.host, lambda: running.stage.run("ADD", "p"))
+    namespaces.run_in(running.host, lambda: running.stage.run("ADD", "p"))
     running.stage.pod("p", "b,m,s,b@more")
     node = running.stage.node()
     deleted = []
@@ -284,10 +284,10 @@ def test_a_status_that_could_not_be_told_is_told_later(attached):
     follow = following(replace(node, store=store))
     store.mute = True
     for _ in range(2):
-        assert not netlink.visit(attached.host, lambda: follow.look(("default", "p")))
+        assert not namespaces.run_in(attached.host, lambda: follow.look(("default", "p")))
         assert (["eth0", "net1"], ["eth0", "net1", "net2"]) == interfaces(attached)
     store.mute = False
-    assert netlink.visit(attached.host, lambda: follow.look(("default", "p")))
+    assert namespaces.run_in(attached.host, lambda: follow.look(("default", "p")))
     assert (["eth0", "net1"],) * 2 == interfaces(attached)
 
 
@@ -295,7 +295,7 @@ def test_a_pod_that_is_gone_is_forgotten(attached):
     """Nothing is kept of what failed for it."""
     attached.stage.pod("p", "b,m,none")
     follow = following(attached.stage.node())
-    assert not netlink.visit(attached.host, lambda: follow.look(("default", "p")))
+    assert not namespaces.run_in(attached.host, lambda: follow.look(("default", "p")))
     assert [("default", "p")] == list(follow._failing)
     (attached.folder / "manifests" / "Pod-default-p.json").unlink()
     assert follow.look(("default", "p"))

@@ -9,7 +9,7 @@ import pytest
 from following import STATUS, events, followed, interfaces
 
 from multus_py.agent.reconciling import reconciler
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces, netlink
 from multus_py.kube.store import PodRef
 
 
@@ -108,12 +108,12 @@ def test_a_default_route_moves_and_comes_back_while_the_pod_runs(attached, lefto
     for _ in range(2):
         assert (["net1"], ["net1"]) == followed(attached, CLAIMING)
         assert (BY_NET1,) * 3 == default_routes(attached)
-        netlink.visit(attached.host, lambda: attached.stage.run("CHECK", "p"))
+        namespaces.run_in(attached.host, lambda: attached.stage.run("CHECK", "p"))
         assert (["net1"], ["net1"]) == followed(attached, "b,m")
         assert (BY_ETH0,) * 3 == default_routes(attached)
-        netlink.visit(attached.host, lambda: attached.stage.run("CHECK", "p"))
+        namespaces.run_in(attached.host, lambda: attached.stage.run("CHECK", "p"))
     followed(attached, CLAIMING)
-    netlink.visit(attached.host, lambda: attached.stage.run("DEL", "p"))
+    namespaces.run_in(attached.host, lambda: attached.stage.run("DEL", "p"))
     assert [] == leftovers(attached)
 
 
@@ -125,17 +125,17 @@ def test_a_default_route_that_cannot_be_is_taken_back(attached):
     assert words in events(attached)[-1][1]
     assert (["eth0", "net1", "net2"],) * 2 == interfaces(attached)
     assert (BY_ETH0,) * 3 == default_routes(attached)
-    netlink.visit(attached.host, lambda: attached.stage.run("CHECK", "p"))
+    namespaces.run_in(attached.host, lambda: attached.stage.run("CHECK", "p"))
 
 
 def test_a_claimer_of_the_pods_start_gives_back_too(running):
     """A network that took the default route over at ADD is detached later: the pod is not left without a way out."""
     running.stage.pod("p", CLAIMING)
-    netlink.visit(running.host, lambda: running.stage.run("ADD", "p"))
+    namespaces.run_in(running.host, lambda: running.stage.run("ADD", "p"))
     assert (BY_NET1,) * 3 == default_routes(running)
     assert ([], ["net1", "net2"]) == followed(running, "")
     assert (BY_ETH0,) * 3 == default_routes(running)
-    netlink.visit(running.host, lambda: running.stage.run("DEL", "p"))
+    namespaces.run_in(running.host, lambda: running.stage.run("DEL", "p"))
 
 
 def test_a_name_that_something_else_has_is_refused(attached):
@@ -190,7 +190,7 @@ def test_a_missing_interface_is_told_once_and_healed_on_demand(attached):
     assert [("InterfaceMissing", "interface net2 is no longer in the pod")] == told[-1:]
     assert ["told"] == counted
     watch.heal = True
-    netlink.visit(attached.host, lambda: watch.tell_missing(node, [running_pod]))
+    namespaces.run_in(attached.host, lambda: watch.tell_missing(node, [running_pod]))
     assert ["eth0", "net1", "net2"] == interfaces(attached)[0]
 
 
@@ -198,16 +198,16 @@ def test_a_missing_interface_is_told_once_and_healed_on_demand(attached):
 def test_what_is_healed_leaves_one_default_route(running, lost):
     """The claimer that comes back has the default route again; the interface that yields brings no second one."""
     running.stage.pod("p", CLAIMING)
-    netlink.visit(running.host, lambda: running.stage.run("ADD", "p"))
+    namespaces.run_in(running.host, lambda: running.stage.run("ADD", "p"))
     with netlink.open(running.stage.netns) as kernel:
         kernel.delete_link(kernel.link(lost).index)
     node = running.stage.node()
     pod = replace(node.store.pod(PodRef("default", "p")), phase="Running")
     watch = reconciler.Reconciler(None, None, lambda kind: None, heal=True)
-    netlink.visit(running.host, lambda: watch.tell_missing(node, [pod]))
+    namespaces.run_in(running.host, lambda: watch.tell_missing(node, [pod]))
     assert (BY_NET1,) * 3 == default_routes(running)
-    netlink.visit(running.host, lambda: running.stage.run("CHECK", "p"))
-    netlink.visit(running.host, lambda: running.stage.run("DEL", "p"))
+    namespaces.run_in(running.host, lambda: running.stage.run("CHECK", "p"))
+    namespaces.run_in(running.host, lambda: running.stage.run("DEL", "p"))
 
 
 def test_a_pod_that_started_without_us_is_told(running):

@@ -16,7 +16,7 @@ from multus_py.cli.doctor import kernel
 from multus_py.cli.main import main
 from multus_py.cni import conflist
 from multus_py.install import shim
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces, netlink
 from multus_py.kube.store import PodRef
 from multus_py.plan.attachment import Attachment
 from multus_py.state import journal
@@ -325,14 +325,14 @@ def test_kinds_of_links_are_those_of_this_kernel():
     """What is told can really be made here: each kind is tried again by its own verb, in a namespace of the test."""
     found = kernel.kinds()
     path = f"/run/netns/mpt{os.getpid()}doctor"
-    netlink.create_namespace(path)
+    namespaces.create(path)
     try:
         with netlink.open(path) as inside:
             inside.create_bridge("b", vlan_filtering=False)
             inside.create_veth("v", "w")
             inside.create_macvlan("m", inside.link("v").index, "bridge")
     finally:
-        netlink.remove_namespace(path)
+        namespaces.remove(path)
     assert {"bridge", "veth", "macvlan"} <= found
     assert found <= {kind.name for kind in kernel.KINDS} | {"bridge VLAN filtering"}
 

@@ -15,7 +15,7 @@ from multus_py.cni.call import Call, cni_args
 from multus_py.cni.delegate import Request
 from multus_py.cni.errors import PluginError
 from multus_py.cni.result import Result
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces
 
 BIN = Path("/usr/lib/cni")
 MODULES = {
@@ -38,12 +38,12 @@ def native(asked: Call, place: Site) -> dict[str, Any] | None:
         given = _run_native(str(asked.config["type"]), asked)
         return None if given is None else results.write(given, asked.version)
 
-    return netlink.visit(place.host, errand)
+    return namespaces.run_in(place.host, errand)
 
 
 def executable(asked: Call, place: Site) -> dict[str, Any] | None:
     """Run Debian's executable in the host's namespace; return what it printed."""
-    return netlink.visit(place.host, lambda: _execute(str(asked.config["type"]), asked))
+    return namespaces.run_in(place.host, lambda: _execute(str(asked.config["type"]), asked))
 
 
 def _run_native(kind: str, asked: Call) -> Result | None:

@@ -13,7 +13,8 @@ from namespaces import Site, namespace
 
 from multus_py.cni.errors import CniError, Code
 from multus_py.delegates import bridge
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces, records
+from multus_py.kernel.errors import NetlinkError
 from multus_py.kernel.netlink import Netlink
 
 
@@ -40,7 +41,7 @@ def delete(place: Site, body: dict[str, Any], container: str = "c1") -> None:
     plugin_run.native(plugin_run.call("DEL", body, place, container), place)
 
 
-def port(host: Netlink) -> netlink.Link:
+def port(host: Netlink) -> records.Link:
     """Return the only port of the bridge."""
     (found,) = [link for link in host.links() if link.master]
     return found
@@ -59,9 +60,9 @@ def test_detection_of_duplicates_is_off_unless_asked_for(place: Site, pod: Netli
     """enabledad waits until the pod's IPv6 address is known to be unique; without it the address is there at once."""
     for wanted, body in (("0", config(tmp_path)), ("1", config(tmp_path, enabledad=True))):
         add(place, body)
-        assert netlink.visit(place.pod, lambda: netlink.read_sysctl("net/ipv6/conf/net1/accept_dad")) == wanted
+        assert namespaces.run_in(place.pod, lambda: namespaces.read_sysctl("net/ipv6/conf/net1/accept_dad")) == wanted
         held = [item for item in pod.addresses(family=6) if str(item.interface) == f"fd09::{2 + int(wanted)}/64"]
-        assert [item.flags & netlink.TENTATIVE for item in held] == [0]
+        assert [item.flags & records.TENTATIVE for item in held] == [0]
         delete(place, body)
 
 
@@ -112,7 +113,7 @@ def _filters(host: Netlink) -> bool:
     host.create_bridge("mptprobe")
     try:
         host.set_vlan_filtering(host.link("mptprobe").index, True)
-    except netlink.NetlinkError as refusal:
+    except NetlinkError as refusal:
         assert refusal.errno == errno.EOPNOTSUPP
         return False
     return True
@@ -199,7 +200,7 @@ def test_the_gateway_answers_the_pod(place: Site, tmp_path: Path) -> None:
     add(place, body)
     for target in ("10.9.0.1", "fd09::1"):
         words = ["ping", "-c", "1", "-W", "3", target]
-        netlink.visit(place.pod, lambda words=words: subprocess.run(words, check=True, capture_output=True))
+        namespaces.run_in(place.pod, lambda words=words: subprocess.run(words, check=True, capture_output=True))
 
 
 def test_delete_is_repeatable_and_survives_whatever_is_gone(place: Site, pod: Netlink, tmp_path: Path) -> None:

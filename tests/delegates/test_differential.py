@@ -17,7 +17,8 @@ import witness
 from namespaces import Site, site
 
 from multus_py.cni.errors import CniError
-from multus_py.kernel import netlink
+from multus_py.kernel import netlink, records
+from multus_py.kernel.netlink import Netlink
 
 pytestmark = pytest.mark.skipif(not (plugin_run.BIN / "bridge").exists(), reason="needs the reference plugins")
 
@@ -35,55 +36,55 @@ class Case:
     name: str
     config: dict[str, Any]
     args: str = ""
-    before: tuple[Callable[[netlink.Netlink], None], ...] = ()
+    before: tuple[Callable[[Netlink], None], ...] = ()
     version: str = "1.0.0"
     fails: bool = False
     pods: int = 1
     differs: dict[str, str] = field(default_factory=dict)
 
 
-def old_bridge(kernel: netlink.Netlink) -> None:
+def old_bridge(kernel: Netlink) -> None:
     """Put a bridge there that has its own hardware address and a small MTU."""
     kernel.create_bridge("mptbr0", mtu=1400)
     kernel.set_link(kernel.link("mptbr0").index, mac="02:00:00:00:aa:01")
 
 
-def wrong_address(kernel: netlink.Netlink) -> None:
+def wrong_address(kernel: Netlink) -> None:
     """Give the bridge an address that is not the gateway's."""
     kernel.add_address(kernel.link("mptbr0").index, ipaddress.ip_interface("10.9.0.77/24"))
 
 
-def right_address(kernel: netlink.Netlink) -> None:
+def right_address(kernel: Netlink) -> None:
     """Give the bridge the gateway's address."""
     kernel.add_address(kernel.link("mptbr0").index, ipaddress.ip_interface("10.9.0.1/24"))
 
 
-def wrong_address6(kernel: netlink.Netlink) -> None:
+def wrong_address6(kernel: Netlink) -> None:
     """Give the bridge an IPv6 address in the gateway's network."""
-    kernel.add_address(kernel.link("mptbr0").index, ipaddress.ip_interface("fd09::77/64"), flags=netlink.NODAD)
+    kernel.add_address(kernel.link("mptbr0").index, ipaddress.ip_interface("fd09::77/64"), flags=records.NODAD)
 
 
-def other_address6(kernel: netlink.Netlink) -> None:
+def other_address6(kernel: Netlink) -> None:
     """Give the bridge an IPv6 address of another network."""
-    kernel.add_address(kernel.link("mptbr0").index, ipaddress.ip_interface("fd77::77/64"), flags=netlink.NODAD)
+    kernel.add_address(kernel.link("mptbr0").index, ipaddress.ip_interface("fd77::77/64"), flags=records.NODAD)
 
 
-def no_bridge(kernel: netlink.Netlink) -> None:
+def no_bridge(kernel: Netlink) -> None:
     """Put something else under the bridge's name."""
     kernel.create_veth("mptbr0", "mptpeer")
 
 
-def uplink(kernel: netlink.Netlink) -> None:
+def uplink(kernel: Netlink) -> None:
     """Put a device there that can be a macvlan's master, running, with the host's default route."""
     kernel.create_veth("mptup", "mptdown", mtu=1450)
     for name in ("mptup", "mptdown"):
         kernel.set_link(kernel.link(name).index, up=True)
     index = kernel.link("mptup").index
     kernel.add_address(index, ipaddress.ip_interface("10.77.0.2/24"))
-    kernel.add_route(netlink.Route(ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_address("10.77.0.1"), index))
+    kernel.add_route(records.Route(ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_address("10.77.0.1"), index))
 
 
-def same_name(kernel: netlink.Netlink) -> None:
+def same_name(kernel: Netlink) -> None:
     """Use up the pod's interface name on the host."""
     kernel.create_veth("net1", "mptother")
     kernel.set_link(kernel.link("mptother").index, up=True)

@@ -13,7 +13,8 @@ import witness
 from namespaces import Site, namespace
 
 from multus_py.cni.errors import CniError, Code
-from multus_py.kernel import netlink
+from multus_py.kernel import netlink, records
+from multus_py.kernel.errors import NetlinkError
 from multus_py.kernel.netlink import Netlink
 
 
@@ -90,12 +91,12 @@ def test_an_address_waits_until_it_is_unique(place: Site, pod: Netlink, tmp_path
     """ADD returns when the pod's IPv6 address is usable, not before."""
     add(place, config(tmp_path, "fd09::/64"))
     (held,) = [item for item in pod.addresses(family=6) if str(item.interface) == "fd09::2/64"]
-    assert not held.flags & netlink.TENTATIVE
+    assert not held.flags & records.TENTATIVE
 
 
 def test_an_address_that_another_host_has_is_refused(place: Site, host: Netlink, pod: Netlink, tmp_path: Path) -> None:
     """Duplicate detection makes ADD fail with code 11, and the reservation is given back."""
-    host.add_address(host.link("mptdown").index, ipaddress.ip_interface("fd09::2/64"), flags=netlink.NODAD)
+    host.add_address(host.link("mptdown").index, ipaddress.ip_interface("fd09::2/64"), flags=records.NODAD)
     with pytest.raises(CniError, match="in use by somebody else") as caught:
         add(place, config(tmp_path, "fd09::/64"))
     assert caught.value.code == Code.TRY_AGAIN
@@ -111,11 +112,11 @@ def test_an_interface_that_was_renamed_is_taken_back(
 
     def refuse_busy(kernel: Netlink, name: str, *words: Any, **more: Any) -> None:
         if name == "net1":
-            raise netlink.NetlinkError.of("make macvlan net1", OSError(errno.EEXIST, ""))
+            raise NetlinkError.of("make macvlan net1", OSError(errno.EEXIST, ""))
         create(kernel, name, *words, **more)
 
     monkeypatch.setattr(Netlink, "create_macvlan", refuse_busy)
-    host.add_address(host.link("mptdown").index, ipaddress.ip_interface("fd09::2/64"), flags=netlink.NODAD)
+    host.add_address(host.link("mptdown").index, ipaddress.ip_interface("fd09::2/64"), flags=records.NODAD)
     with pytest.raises(CniError, match="in use by somebody else"):
         add(place, config(tmp_path, "fd09::/64"))
     assert [link.name for link in pod.links() if link.kind == "macvlan"] == []

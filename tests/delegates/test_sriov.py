@@ -16,7 +16,7 @@ from multus_py.cni.delegate import Request
 from multus_py.cni.errors import CniError, Code
 from multus_py.delegates import announce
 from multus_py.delegates.sriov import delegate
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces, netlink, records
 from multus_py.kernel.virtual_functions import VirtualFunction
 
 DEVICE = "0000:fe:10.0"
@@ -137,11 +137,11 @@ def test_announcements_are_understood_by_a_neighbour(place: Site) -> None:
     """A kernel that knows an address elsewhere takes the announced hardware address at once, for both families."""
     with netlink.open(place.host) as host:
         host.create_veth("mpta", "mptb", peer_netns=place.pod)
-        netlink.visit(place.host, lambda: netlink.write_sysctl("net/ipv4/conf/mpta/arp_accept", "1"))
-        netlink.visit(place.host, lambda: netlink.write_sysctl("net/ipv6/conf/mpta/accept_untracked_na", "1"))
+        namespaces.run_in(place.host, lambda: namespaces.write_sysctl("net/ipv4/conf/mpta/arp_accept", "1"))
+        namespaces.run_in(place.host, lambda: namespaces.write_sysctl("net/ipv6/conf/mpta/accept_untracked_na", "1"))
         index = host.link("mpta").index
         host.add_address(index, ipaddress.ip_interface("10.9.0.1/24"))
-        host.add_address(index, ipaddress.ip_interface("fd09::1/64"), flags=netlink.NODAD)
+        host.add_address(index, ipaddress.ip_interface("fd09::1/64"), flags=records.NODAD)
         with netlink.open(place.pod) as pod:
             pod.set_link(pod.link("mptb").index, up=True)
             mac = pod.link("mptb").mac
@@ -149,8 +149,8 @@ def test_announcements_are_understood_by_a_neighbour(place: Site) -> None:
         known = [ipaddress.ip_address("10.9.0.9"), ipaddress.ip_address("fd09::9")]
         for address in known:
             words = ("replace", str(address), "lladdr", "02:00:00:00:00:99", "nud", "stale", "dev", "mpta")
-            netlink.visit(place.host, lambda words=words: running_ip(*words))
-        netlink.visit(place.pod, lambda: announce.announce("mptb", mac, known))
+            namespaces.run_in(place.host, lambda words=words: running_ip(*words))
+        namespaces.run_in(place.pod, lambda: announce.announce("mptb", mac, known))
         found = {entry.address: entry.mac for entry in host.neighbours(index)}
     assert [mac, mac] == [found.get(address) for address in known]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from namespaces import Site
 
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces
 
 _RANDOM = re.compile(r"veth[0-9a-f]{8}\Z")
 _LINK_KEYS = ("ifname", "flags", "mtu", "qdisc", "operstate", "master", "link_type", "promiscuity", "group")
@@ -42,7 +42,7 @@ _ROUTE_KEYS = ("type", "dst", "gateway", "dev", "protocol", "scope", "prefsrc", 
 
 def ip(netns: str, *words: str) -> Any:
     """Return what `ip -json` prints in a namespace."""
-    done = netlink.visit(
+    done = namespaces.run_in(
         netns, lambda: subprocess.run(["ip", "-d", "-j", *words], capture_output=True, check=True, text=True)
     )
     return json.loads(done.stdout or "[]")
@@ -92,7 +92,7 @@ def _namespace(role: str, netns: str) -> Iterator[str]:
         yield from (f"address {_address(link, item)}" for item in link["addr_info"])
     yield from (f"route {route}" for route in _routes(netns))
     yield from (f"neighbour {_kept(item, ('dst', 'dev', 'state'))}" for item in _neighbours(netns))
-    settings = netlink.visit(netns, lambda: _sysctls(role, [link["ifname"] for link in links]))
+    settings = namespaces.run_in(netns, lambda: _sysctls(role, [link["ifname"] for link in links]))
     yield from (f"sysctl {name}={value}" for name, value in settings.items())
 
 
@@ -129,4 +129,4 @@ def _kept(body: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
 def _sysctls(role: str, links: list[str]) -> dict[str, str | None]:
     names = list(_SYSCTLS[role][""])
     names += [pattern.format(link) for link in links if link != "lo" for pattern in _SYSCTLS[role]["{}"]]
-    return {re.sub(r"veth[0-9a-f]{8}", "veth*", name): netlink.read_sysctl(name) for name in names}
+    return {re.sub(r"veth[0-9a-f]{8}", "veth*", name): namespaces.read_sysctl(name) for name in names}

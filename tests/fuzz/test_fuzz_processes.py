@@ -19,7 +19,7 @@ from story import Stage, namespace
 
 from multus_py.cni import serve
 from multus_py.entry import logs, plugin
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces
 
 VERBS = st.sampled_from(("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION"))
 ENVIRONMENT = {
@@ -82,7 +82,7 @@ def test_any_environment_and_input_has_an_answer(
     words = data.draw(texts(_good(stage, **raises), kept), "input")
     stdin = data.draw(st.just(words.encode(errors="surrogatepass")) | st.binary(max_size=20), "bytes")
     out = io.StringIO()
-    code = netlink.visit(
+    code = namespaces.run_in(
         stage.settings["host"], lambda: serve.serve(lambda call: plugin.handle(call, env), env, stdin, out, "about")
     )
     _readable(out.getvalue(), code)

@@ -21,7 +21,7 @@ from multus_py.cni import call as calls
 from multus_py.cni.errors import CniError
 from multus_py.config import plugin as configs
 from multus_py.entry import plugin
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces, netlink
 from multus_py.verbs import handlers
 from multus_py.verbs.node import Node
 
@@ -63,7 +63,7 @@ class Ground:
     def tell(self, verb: str, config: Any, args: str = "", container: str = "c1", **env: str) -> CniError | None:
         """Tell the story of a verb as the plugin process would; return the error that left it, which must be ours."""
         try:
-            netlink.visit(self.host, lambda: self._tell(verb, config, args, container, env))
+            namespaces.run_in(self.host, lambda: self._tell(verb, config, args, container, env))
         except CniError as error:
             json.dumps(error.to_json("1.1.0"))
             return error

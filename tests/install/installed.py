@@ -11,7 +11,7 @@ from pathlib import Path
 from running import Running, ended, until
 
 from multus_py.install import primary
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Node:
         pod = {"POD_NAMESPACE": "kube-system", "POD_NAME": "agent"}
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), **pod}
         with (self.folder / "log").open("ab") as log:
-            return netlink.visit(
+            return namespaces.run_in(
                 self.running.host, lambda: subprocess.Popen(command, stderr=log, stdout=log, env=environment)
             )
 

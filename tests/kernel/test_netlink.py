@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 from namespaces import Site, namespace
 
-from multus_py.kernel import netlink, wire
-from multus_py.kernel.netlink import Hop, Link, Netlink, NetlinkError, Route
+from multus_py.kernel import namespaces, netlink, records, removal, wire
+from multus_py.kernel.errors import NetlinkError, NoNamespace
+from multus_py.kernel.netlink import Netlink
+from multus_py.kernel.records import Hop, Link, Route
 
 V4 = ipaddress.ip_interface("192.0.2.7/24")
 V6 = ipaddress.ip_interface("2001:db8::7/64")
@@ -55,7 +57,7 @@ def test_a_missing_namespace_and_a_file_that_is_none_are_told_as_such(tmp_path: 
     plain = tmp_path / "file"
     plain.touch()
     for path in (tmp_path / "nothing", plain):
-        with pytest.raises(netlink.NoNamespace) as caught:
+        with pytest.raises(NoNamespace) as caught:
             netlink.open(str(path))
         assert str(path) in caught.value.msg
 
@@ -65,7 +67,7 @@ def test_sockets_and_descriptors_are_closed(place: Site) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
         netlink.open(place.pod).close()
-        with pytest.raises(netlink.NoNamespace):
+        with pytest.raises(NoNamespace):
             netlink.open("/run/netns/mptnone")
         with netlink.open(place.host) as kernel, pytest.raises(NetlinkError):
             kernel.create_veth("lo", "lo", peer_netns=place.pod)
@@ -74,10 +76,10 @@ def test_sockets_and_descriptors_are_closed(place: Site) -> None:
 
 def test_visit_returns_what_the_errand_returns_and_raises_what_it_raises(place: Site) -> None:
     """An errand's value and its exception both come home."""
-    assert netlink.visit(place.pod, lambda: netlink.same_namespace(place.pod)) is True
+    assert namespaces.run_in(place.pod, lambda: namespaces.is_own(place.pod)) is True
     with pytest.raises(ZeroDivisionError):
-        netlink.visit(place.pod, lambda: 1 // 0)
-    assert netlink.visit(None, threading.get_ident) == threading.get_ident()
+        namespaces.run_in(place.pod, lambda: 1 // 0)
+    assert namespaces.run_in(None, threading.get_ident) == threading.get_ident()
 
 
 def test_many_threads_visit_at_once() -> None:
@@ -103,27 +105,27 @@ def test_many_threads_visit_at_once() -> None:
 def test_a_namespace_is_made_once_and_removed_as_often_as_asked(tmp_path: Path) -> None:
     """Making a namespace twice is refused, removing it twice is not, and a plain file left at the path goes too."""
     path = str(tmp_path / "sub" / "ns")
-    netlink.create_namespace(path)
+    namespaces.create(path)
     try:
-        assert not netlink.same_namespace(path)
+        assert not namespaces.is_own(path)
         with pytest.raises(NetlinkError) as caught:
-            netlink.create_namespace(path)
+            namespaces.create(path)
         assert caught.value.errno == errno.EEXIST
         with netlink.open(path) as kernel:
             assert [link.up for link in kernel.links() if link.name == "lo"] == [False]
     finally:
-        netlink.remove_namespace(path)
+        namespaces.remove(path)
     assert not Path(path).exists()
-    netlink.remove_namespace(path)
+    namespaces.remove(path)
     Path(path).touch()
-    netlink.remove_namespace(path)
+    namespaces.remove(path)
     assert not Path(path).exists()
 
 
 def test_same_namespace_knows_its_own() -> None:
     """Our own namespace is recognised by any path to it, a missing one is not ours."""
-    assert netlink.same_namespace("/proc/self/ns/net")
-    assert not netlink.same_namespace("/run/netns/mptnone")
+    assert namespaces.is_own("/proc/self/ns/net")
+    assert not namespaces.is_own("/run/netns/mptnone")
 
 
 def test_a_missing_link_is_none_or_an_error_with_its_errno(host: Netlink) -> None:
@@ -156,7 +158,7 @@ def test_iproute2_reads_what_we_wrote(host: Netlink, place: Site) -> None:
     index = host.link("mpta").index
     host.set_port(index, hairpin=True, isolated=True)
     host.set_link(index, alias="of a pod", promisc=True)
-    told = netlink.visit(
+    told = namespaces.run_in(
         place.host,
         lambda: subprocess.run(["ip", "-d", "link", "show", "mpta"], capture_output=True, text=True, check=True),
     ).stdout
@@ -195,7 +197,7 @@ def test_links_are_renamed_moved_and_released(host: Netlink, pod: Netlink, place
     assert pod.link("mptc").mac == "02:00:00:00:00:0a"
 
 
-@pytest.mark.parametrize("mode", netlink.MACVLAN_MODES)
+@pytest.mark.parametrize("mode", records.MACVLAN_MODES)
 def test_a_macvlan_is_made_in_its_namespace(mode: str, host: Netlink, pod: Netlink, place: Site) -> None:
     """A macvlan appears in the pod with its mode, queue, MTU and parent."""
     host.create_veth("mpta", "mptb")
@@ -207,19 +209,11 @@ def test_a_macvlan_is_made_in_its_namespace(mode: str, host: Netlink, pod: Netli
     assert mode == "passthru" or made.mac == "02:00:00:00:00:0b"
 
 
-def test_describe_tells_in_the_kernels_names(host: Netlink) -> None:
-    """describe gives the attributes of a link by name, those of its kind too."""
-    host.create_bridge("mptbr", mtu=1333)
-    told = host.describe("mptbr")
-    assert (told["IFLA_IFNAME"], told["IFLA_MTU"]) == ("mptbr", 1333)
-    assert told["IFLA_LINKINFO"]["IFLA_INFO_KIND"] == "bridge"
-
-
 def test_alternative_names_find_a_link(host: Netlink, place: Site) -> None:
     """A link answers to an alternative name that is longer than an interface name may be."""
     host.create_bridge("mptbr")
     long = "mpt-a-name-beyond-fifteen-bytes"
-    netlink.visit(
+    namespaces.run_in(
         place.host,
         lambda: subprocess.run(["ip", "link", "property", "add", "dev", "mptbr", "altname", long], check=True),
     )
@@ -246,23 +240,23 @@ def test_removed_links_are_gone_when_it_is_said(host: Netlink, pod: Netlink, pla
     for _ in range(5):
         for n in range(3):
             host.create_veth(f"mpta{n}", f"mptb{n}", peer_netns=place.pod)
-        netlink.remove_links(place.pod, ["mptb0", "mptb2", "mptnone"])
+        removal.remove_links(place.pod, ["mptb0", "mptb2", "mptnone"])
         assert pod.link_names() == {"lo", "mptb1"}
         assert host.link_names() == {"lo", "mpta1"}
-        netlink.remove_links(place.pod, ["mptb1"])
+        removal.remove_links(place.pod, ["mptb1"])
         assert (pod.link_names(), host.link_names()) == ({"lo"}, {"lo"})
-    netlink.remove_links(place.pod, ["mptb1"])
-    with pytest.raises(netlink.NoNamespace):
-        netlink.remove_links("/run/netns/mpt-none", ["mptb1"])
+    removal.remove_links(place.pod, ["mptb1"])
+    with pytest.raises(NoNamespace):
+        removal.remove_links("/run/netns/mpt-none", ["mptb1"])
 
 
 def test_a_link_that_cannot_be_removed_is_told(host: Netlink, pod: Netlink, place: Site) -> None:
     """A refusal is an error, and the others of the group stay as they were."""
     pair(host, place)
     with pytest.raises(NetlinkError, match=r"delete interface lo.*lets nobody remove"):
-        netlink.remove_links(place.pod, ["lo"])
+        removal.remove_links(place.pod, ["lo"])
     with pytest.raises(NetlinkError, match=r"delete a group of interfaces \(.*lo.*\)"):
-        netlink.remove_links(place.pod, ["lo", "mptb"])
+        removal.remove_links(place.pod, ["lo", "mptb"])
     assert pod.link_names() == {"lo", "mptb"}
 
 
@@ -271,7 +265,7 @@ def test_addresses_are_added_listed_and_taken(host: Netlink) -> None:
     host.create_veth("mpta", "mptb")
     index = host.link("mpta").index
     host.add_address(index, V4)
-    host.add_address(index, V6, flags=netlink.NODAD)
+    host.add_address(index, V6, flags=records.NODAD)
     assert {address.interface for address in host.addresses(index)} == {V4, V6}
     assert [address.interface for address in host.addresses(index, 6)] == [V6]
     assert host.addresses(host.link("mptb").index) == []
@@ -293,16 +287,16 @@ def test_waiting_for_addresses_ends_with_the_detection(host: Netlink, pod: Netli
     assert not pod.await_addresses(index, [V6], 0.01)
     assert pod.await_addresses(index, [V6], 5)
     (held,) = [address for address in pod.addresses(index, 6) if address.interface == V6]
-    assert not held.flags & netlink.TENTATIVE
+    assert not held.flags & records.TENTATIVE
 
 
 def test_waiting_for_a_link_ends_when_its_peer_is_up(host: Netlink, pod: Netlink, place: Site) -> None:
     """await_running returns the link as it is when the time is over, and running as soon as it runs."""
     pair(host, place)
-    assert host.await_running("mpta", 0.01).operstate != netlink.OPER_UP
+    assert host.await_running("mpta", 0.01).operstate != records.OPER_UP
     timer = threading.Timer(0.05, lambda: pod.set_link(pod.link("mptb").index, up=True))
     timer.start()
-    assert host.await_running("mpta", 5).operstate == netlink.OPER_UP
+    assert host.await_running("mpta", 5).operstate == records.OPER_UP
     timer.join()
     assert host.link("mpta").name == "mpta"
 
@@ -313,7 +307,7 @@ def test_routes_keep_their_words(host: Netlink) -> None:
     up(host, "mptb")
     index = up(host, "mpta").index
     host.add_address(index, V4)
-    host.add_address(index, V6, flags=netlink.NODAD)
+    host.add_address(index, V6, flags=records.NODAD)
     wanted = [
         Route(
             ipaddress.ip_network("10.1.0.0/16"),
@@ -324,7 +318,7 @@ def test_routes_keep_their_words(host: Netlink) -> None:
             mtu=1300,
             advmss=1200,
         ),
-        Route(ipaddress.ip_network("10.2.0.0/16"), None, index, scope=netlink.SCOPE_LINK, table=1000),
+        Route(ipaddress.ip_network("10.2.0.0/16"), None, index, scope=records.SCOPE_LINK, table=1000),
         Route(ipaddress.ip_network("2001:db8:1::/48"), ipaddress.ip_address("2001:db8::1"), index, 9, 1000, mtu=1290),
         Route(ipaddress.ip_network("10.3.0.0/16"), ipaddress.ip_address("2001:db8::1"), index, table=1000),
     ]
@@ -389,7 +383,7 @@ def test_neighbours_are_listed(host: Netlink, place: Site) -> None:
     host.create_veth("mpta", "mptb")
     index = up(host, "mpta").index
     words = ["ip", "neigh", "add", "192.0.2.9", "lladdr", "02:00:00:00:00:0c", "dev", "mpta", "nud", "permanent"]
-    netlink.visit(place.host, lambda: subprocess.run(words, check=True))
+    namespaces.run_in(place.host, lambda: subprocess.run(words, check=True))
     told = [(item.address, item.mac) for item in host.neighbours(index, 4)]
     assert told == [(ipaddress.ip_address("192.0.2.9"), "02:00:00:00:00:0c")]
 
@@ -408,7 +402,7 @@ def test_vlans_of_a_port_or_a_clear_refusal(host: Netlink, place: Site) -> None:
         assert host.vlans(port) == []
         return
     host.delete_vlan(port, 1)
-    host.add_vlans(port, 10, 10, netlink.VLAN_PVID | netlink.VLAN_UNTAGGED)
+    host.add_vlans(port, 10, 10, records.VLAN_PVID | records.VLAN_UNTAGGED)
     host.add_vlans(port, 20, 23)
     assert [vlan.vid for vlan in host.vlans(port)] == [10, 20, 21, 22, 23]
     assert host.link("mptbr").vlan_filtering
@@ -417,14 +411,14 @@ def test_vlans_of_a_port_or_a_clear_refusal(host: Netlink, place: Site) -> None:
 def test_sysctls_belong_to_the_namespace_of_the_thread(place: Site) -> None:
     """A setting written during a visit is written there and nowhere else; a missing one is said to be missing."""
     name = "net/ipv4/conf/lo/arp_notify"
-    before = netlink.read_sysctl(name)
-    assert netlink.visit(place.pod, lambda: netlink.write_sysctl(name, "1"))
-    assert netlink.visit(place.pod, lambda: netlink.read_sysctl(name)) == "1"
-    assert netlink.read_sysctl(name) == before
-    assert netlink.read_sysctl("net/ipv4/mptnone") is None
-    assert not netlink.write_sysctl("net/ipv4/mptnone", "1")
+    before = namespaces.read_sysctl(name)
+    assert namespaces.run_in(place.pod, lambda: namespaces.write_sysctl(name, "1"))
+    assert namespaces.run_in(place.pod, lambda: namespaces.read_sysctl(name)) == "1"
+    assert namespaces.read_sysctl(name) == before
+    assert namespaces.read_sysctl("net/ipv4/mptnone") is None
+    assert not namespaces.write_sysctl("net/ipv4/mptnone", "1")
     with pytest.raises(NetlinkError, match="EINVAL"):
-        netlink.visit(place.pod, lambda: netlink.write_sysctl(name, "nonsense"))
+        namespaces.run_in(place.pod, lambda: namespaces.write_sysctl(name, "nonsense"))
 
 
 def test_a_busy_kernel_lists_many_links_whole(host: Netlink, place: Site) -> None:
@@ -508,7 +502,7 @@ def test_waiting_takes_any_descriptor(place: Site) -> None:
 
 
 def test_netlink_is_imported_without_pyroute2() -> None:
-    """Opening the kernel's door does not pay for pyroute2: only describe does."""
+    """A netlink socket does not import pyroute2."""
     script = "import sys, multus_py.kernel.netlink; sys.exit('pyroute2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
@@ -570,17 +564,17 @@ REFUSALS: list[tuple[Callable[[Netlink, int], object], str, str]] = [
         "does not have it",
     ),
     (
-        lambda kernel, n: kernel.add_route(netlink.Route(AWAY, VIA, n)),
+        lambda kernel, n: kernel.add_route(records.Route(AWAY, VIA, n)),
         r"add route 192\.0\.2\.0/24 via 10\.9\.9\.9 on interface outer: .*ENETUNREACH",
         "scope 253",
     ),
     (
-        lambda kernel, n: kernel.replace_route(netlink.Route(AWAY, VIA, n, priority=7, table=99)),
+        lambda kernel, n: kernel.replace_route(records.Route(AWAY, VIA, n, priority=7, table=99)),
         r"set route 192.* metric 7 on interface outer in table 99: .*ENETUNREACH",
         "no network of the interface",
     ),
     (
-        lambda kernel, n: kernel.delete_route(netlink.Route(AWAY, ifindex=n)),
+        lambda kernel, n: kernel.delete_route(records.Route(AWAY, ifindex=n)),
         "delete route .* on interface outer: .*ESRCH",
         "not there",
     ),

@@ -21,7 +21,7 @@ from typing import Any
 
 from story import Stage
 
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces, netlink
 from multus_py.kube.manifests import Manifests
 from multus_py.kube.store import NETWORK_STATUS, PodRef
 
@@ -47,13 +47,13 @@ RATES = {"ingressRate": 1_000_000, "ingressBurst": 100_000, "egressRate": 1_000_
 def namespace() -> Iterator[str]:
     """Make a network namespace for as long as the block lasts; the path is what a runtime writes."""
     name = f"mpt{secrets.token_hex(5)}"
-    netlink.create_namespace(f"/run/netns/{name}")
+    namespaces.create(f"/run/netns/{name}")
     try:
         with netlink.open(f"/run/netns/{name}") as kernel:
             kernel.set_link(kernel.link("lo").index, up=True)
         yield f"/var/run/netns/{name}"
     finally:
-        netlink.remove_namespace(f"/run/netns/{name}")
+        namespaces.remove(f"/run/netns/{name}")
 
 
 @dataclass
@@ -161,7 +161,7 @@ class World:
         ]
         with (self.folder / "log").open("ab") as log:
             said_before = log.tell()
-            self.process = netlink.visit(
+            self.process = namespaces.run_in(
                 self.host,
                 lambda: subprocess.Popen(
                     self._in_node(command, chroot=self.chrooted), stderr=log, stdout=log, env=_environment(), cwd="/"

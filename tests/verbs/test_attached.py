@@ -9,7 +9,7 @@ from story import Stage, namespace
 
 from multus_py.cli import status
 from multus_py.cni.errors import CniError
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces, netlink
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def stage(tmp_path):
         more = {**static, "addresses": [{"address": "10.89.0.2/24"}, {"address": "fd89::2/64"}]}
         stage.definition("b", {"cniVersion": "1.0.0", "type": "bridge", "bridge": "br1", "ipam": more})
         stage.pod("p", '[{"name":"b","default-route":["10.89.0.1"]}]')
-        netlink.visit(host, lambda: stage.run("ADD", "p"))
+        namespaces.run_in(host, lambda: stage.run("ADD", "p"))
         yield stage
 
 
@@ -68,13 +68,13 @@ def test_a_route_that_is_gone_is_told_as_check_tells_it(stage, capsys):
     stage.definition("r", {"cniVersion": "1.0.0", "type": "bridge", "bridge": "br2", "ipam": more})
     stage.pod("q", "r")
     with namespace() as other:
-        netlink.visit(stage.settings["host"], lambda: stage.run("ADD", "q", container="c2", netns=other))
+        namespaces.run_in(stage.settings["host"], lambda: stage.run("ADD", "q", container="c2", netns=other))
         assert 0 == shown(stage, capsys)[0]
         with netlink.open(other) as kernel:
             (route,) = [route for route in kernel.routes(4) if str(route.dst) == "192.0.2.0/24"]
             kernel.delete_route(route)
         with pytest.raises(CniError, match=r"network default/r as net1: .*has no route to 192\.0\.2\.0/24"):
-            netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "q", container="c2", netns=other))
+            namespaces.run_in(stage.settings["host"], lambda: stage.run("CHECK", "q", container="c2", netns=other))
         code, (sandbox,) = shown(stage, capsys, "q")
     drift = {item["ifname"]: item["drift"] for item in sandbox["interfaces"]}
     assert (1, {"eth0": [], "net1": ["the route to 192.0.2.0/24 is not there"]}) == (code, drift)
@@ -83,7 +83,7 @@ def test_a_route_that_is_gone_is_told_as_check_tells_it(stage, capsys):
 def test_a_lost_namespace_and_a_damaged_page_are_told(stage, capsys):
     """What cannot be looked at is not silently fine."""
     with namespace() as gone:
-        netlink.visit(stage.settings["host"], lambda: stage.run("ADD", "p", container="c2", netns=gone))
+        namespaces.run_in(stage.settings["host"], lambda: stage.run("ADD", "p", container="c2", netns=gone))
     (stage.folder / "cni/attachments/c3@eth0").write_text("x")
     code, found = shown(stage, capsys)
     assert (1, [False, True, True]) == (code, [bool(sandbox["trouble"]) for sandbox in found])

@@ -15,7 +15,7 @@ from story import Stage, namespace
 from multus_py.agent.reconciling import hotplug
 from multus_py.cli import status as status_command
 from multus_py.cni.errors import CniError
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces, netlink, records, removal
 from multus_py.kube.store import PodRef
 from multus_py.plan import decide
 from multus_py.verbs import default_route
@@ -46,7 +46,7 @@ def bridge(name, ipam, *pairs):
 def attached(stage, networks):
     """Run ADD for a pod with *networks*; return the result and, per interface, the status."""
     stage.pod("p", networks)
-    result = netlink.visit(stage.settings["host"], lambda: stage.run("ADD", "p"))
+    result = namespaces.run_in(stage.settings["host"], lambda: stage.run("ADD", "p"))
     text = stage.node().store.pod(PodRef("default", "p")).annotations["k8s.v1.cni.cncf.io/network-status"]
     return result, {status["interface"]: status for status in json.loads(text)}
 
@@ -81,7 +81,7 @@ def test_one_family_is_taken_over_and_the_other_stays(stage):
     assert ["10.89.0.1"] == status["net1"]["gateway"]
     with netlink.open(stage.netns) as kernel:
         assert "192.0.2.0/24" in [str(route.dst) for route in kernel.routes(4)]
-    netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
+    namespaces.run_in(stage.settings["host"], lambda: stage.run("CHECK", "p"))
 
 
 def test_two_families_may_go_to_two_networks(stage):
@@ -109,8 +109,8 @@ def test_several_gateways_of_one_element_share_the_default_route(stage):
     assert {("b", "::/0", one) for one in both} <= kept(stage)
     assert {*both, "10.89.0.1", "10.89.0.9"} == set(status["net1"]["gateway"])
     call, node = stage.call("DEL", "p"), stage.node()
-    netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
-    assert netlink.visit(stage.settings["host"], lambda: hotplug.unplug("net1", call, node, pod_of(node)))
+    namespaces.run_in(stage.settings["host"], lambda: stage.run("CHECK", "p"))
+    assert namespaces.run_in(stage.settings["host"], lambda: hotplug.unplug("net1", call, node, pod_of(node)))
     assert {(4, "eth0", "10.88.0.1"), (6, "eth0", "fd88::1")} == defaults(stage)
 
 
@@ -140,14 +140,14 @@ def test_what_yielded_comes_back_when_the_claimer_goes(stage):
         cluster["cniVersion"] = "1.1.0"
     attached(stage, "")
     before = ways_out(stage), sorted(route[:2] for route in kept(stage))
-    netlink.visit(stage.settings["host"], lambda: stage.run("DEL", "p"))
+    namespaces.run_in(stage.settings["host"], lambda: stage.run("DEL", "p"))
     attached(stage, '[{"name":"b","default-route":["10.89.0.1","fd89::1"]}]')
     assert {(4, "net1", "10.89.0.1"), (6, "net1", "fd89::1")} == defaults(stage)
     call, node = stage.call("DEL", "p"), stage.node()
     pod = node.store.pod(PodRef("default", "p"))
-    assert netlink.visit(stage.settings["host"], lambda: hotplug.unplug("net1", call, node, pod))
+    assert namespaces.run_in(stage.settings["host"], lambda: hotplug.unplug("net1", call, node, pod))
     assert before == (ways_out(stage), sorted(route[:2] for route in kept(stage)))
-    netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
+    namespaces.run_in(stage.settings["host"], lambda: stage.run("CHECK", "p"))
 
 
 def pod_of(node):
@@ -158,7 +158,7 @@ def pod_of(node):
 def ways_out(stage):
     """Return the default routes of every table, with the metric."""
     with netlink.open(stage.netns) as kernel:
-        found = [route for route in kernel.routes(table=0) if route.is_default and route.kind == netlink.UNICAST]
+        found = [route for route in kernel.routes(table=0) if route.is_default and route.kind == records.UNICAST]
         return sorted((route.table, str(route.gateway), route.priority) for route in found)
 
 
@@ -169,7 +169,7 @@ def test_check_sees_a_default_route_that_was_changed(stage):
         for route in kernel.default_routes(4):
             kernel.delete_route(route)
     with pytest.raises(CniError, match=r"default route|0\.0\.0\.0"):
-        netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
+        namespaces.run_in(stage.settings["host"], lambda: stage.run("CHECK", "p"))
 
 
 # --- beside a router that advertises itself ---------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def advertise(netns, ifname, prefix):
             wire.bind((ifname, 0))
             wire.send(frame + struct.pack("!BBH", 134, 0, checksum) + body)
 
-    netlink.visit(netns, send)
+    namespaces.run_in(netns, send)
 
 
 def heard(stage, bridge, prefix, ifname):
@@ -236,7 +236,7 @@ def test_an_advertised_router_takes_no_claimed_default_route(stage, capsys):
     attached(stage, '[{"name":"b","default-route":["fd89::1"]},{"name":"d"}]')
     everywhere(stage)
     assert [(6, "net1", "fd89::1")] == [route for route in defaults(stage) if route[0] == 6]
-    netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
+    namespaces.run_in(stage.settings["host"], lambda: stage.run("CHECK", "p"))
     assert (0, {"eth0": "", "net1": "", "net2": ""}) == shown(stage, capsys)
 
 
@@ -247,20 +247,20 @@ def test_a_network_plugged_in_later_hears_no_router_either(stage):
     node = stage.node()
     pod, call = node.store.pod(PodRef("default", "p")), stage.call("ADD", "p")
     added = decide.sandbox_attachments(call, node.config, pod, node.store)[-1]
-    netlink.visit(stage.settings["host"], lambda: hotplug.plug(added, call, node, pod))
+    namespaces.run_in(stage.settings["host"], lambda: hotplug.plug(added, call, node, pod))
     everywhere(stage)
     assert {(4, "net1", "10.89.0.1"), (6, "net1", "fd89::1")} == defaults(stage)
-    netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
+    namespaces.run_in(stage.settings["host"], lambda: stage.run("CHECK", "p"))
 
 
 def test_what_an_advertisement_set_is_told_by_check_and_status_alike(stage, capsys):
     """Somebody lets the interface listen again: CHECK is an error, status says the same and exits with 1."""
     attached(stage, '[{"name":"b","default-route":["fd89::1"]},{"name":"d"}]')
-    netlink.visit(stage.netns, lambda: netlink.write_sysctl("net/ipv6/conf/net2/accept_ra_defrtr", "1"))
+    namespaces.run_in(stage.netns, lambda: namespaces.write_sysctl("net/ipv6/conf/net2/accept_ra_defrtr", "1"))
     everywhere(stage)
     words = f"by {ROUTER} on net2 (from a router advertisement)"
     with pytest.raises(CniError) as caught:
-        netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
+        namespaces.run_in(stage.settings["host"], lambda: stage.run("CHECK", "p"))
     code, drift = shown(stage, capsys)
     assert ("network default/b as net1: the IPv6 default route is not by fd89::1" in caught.value.msg, 1) == (
         True,
@@ -273,15 +273,15 @@ def test_routers_are_heard_again_when_the_claimer_goes(stage):
     """What was learned before the claim is dropped, not kept; who listened before listens again."""
     attached(stage, "b,d")
     everywhere(stage)
-    netlink.visit(stage.netns, lambda: netlink.write_sysctl("net/ipv6/conf/eth0/accept_ra_defrtr", "0"))
+    namespaces.run_in(stage.netns, lambda: namespaces.write_sysctl("net/ipv6/conf/eth0/accept_ra_defrtr", "0"))
     claim = default_route.Claim("network default/b as net1", "net1", (ipaddress.ip_address("fd89::1"),))
     default_route.apply_claims(stage.netns, [claim])
     assert [(6, "net1", "fd89::1")] == [route for route in defaults(stage) if route[0] == 6]
     default_route.apply_claims(stage.netns, [claim])  # once more changes nothing
-    netlink.remove_links(stage.netns, ["net1"])
+    removal.remove_links(stage.netns, ["net1"])
     default_route.restore(stage.netns, [claim])
     settings = [f"net/ipv6/conf/{name}/accept_ra_defrtr" for name in ("eth0", "net2")]
-    assert ["0", "1"] == netlink.visit(stage.netns, lambda: [netlink.read_sysctl(name) for name in settings])
+    assert ["0", "1"] == namespaces.run_in(stage.netns, lambda: [namespaces.read_sysctl(name) for name in settings])
     heard(stage, "br2", "fd75::/64", "net2")
     assert {(6, "eth0", "fd88::1"), (6, "net2", str(ROUTER))} == {route for route in defaults(stage) if route[0] == 6}
     with netlink.open(stage.netns) as kernel:
@@ -305,7 +305,7 @@ def test_a_claimer_may_be_routed_by_source(stage, vias):
     assert {(family, "net1", via) for via in vias} == {route for route in defaults(stage) if route[0] == family}
     assert set(vias) == set(status["net1"]["gateway"])
     if native:  # the executable's CHECK looks for the gateway in the main table, where sbr left nothing
-        netlink.visit(stage.settings["host"], lambda: stage.run("CHECK", "p"))
+        namespaces.run_in(stage.settings["host"], lambda: stage.run("CHECK", "p"))
 
 
 @pytest.mark.parametrize("via", ["10.77.0.1", "fd77::1"])

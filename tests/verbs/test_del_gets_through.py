@@ -18,7 +18,7 @@ from story import Stage, namespace
 from multus_py.agent.reconciling.reconciler import Reconciler
 from multus_py.cni.errors import CniError
 from multus_py.cni.result import Result
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces, netlink
 from multus_py.kube.store import PodRef
 from multus_py.state import journal_entry
 from multus_py.state.spool import Spool
@@ -44,7 +44,7 @@ def stage(tmp_path):
 def told(stage: Stage, verb: str, **more: object) -> str:
     """Tell the story of a verb on the host; return what the error said, "" without one."""
     try:
-        netlink.visit(stage.settings["host"], lambda: stage.run(verb, "p", **more))
+        namespaces.run_in(stage.settings["host"], lambda: stage.run(verb, "p", **more))
     except CniError as error:
         return str(error)
     return ""
@@ -133,7 +133,7 @@ def test_a_plugin_whose_add_never_began_is_not_asked(stage):
 def told_details(stage: Stage) -> str:
     """Return all that a failing ADD told the runtime."""
     with pytest.raises(CniError) as caught:
-        netlink.visit(stage.settings["host"], lambda: stage.run("ADD", "p"))
+        namespaces.run_in(stage.settings["host"], lambda: stage.run("ADD", "p"))
     return json.dumps(caught.value.to_json("1.0.0"))
 
 
@@ -400,7 +400,7 @@ def test_pages_hold_one_line_for_each_plugin_and_one_fsync(stage, monkeypatch):
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(file) or real(file))
     chain(stage, "one", "two")
-    netlink.visit(stage.settings["host"], lambda: stage.run("ADD", "p"))
+    namespaces.run_in(stage.settings["host"], lambda: stage.run("ADD", "p"))
     lines = (stage.folder / "cni/attachments/c1@eth0").read_bytes().splitlines()
     assert (1, 5) == (len(synced), len(lines))
     entry = stage.node().journal.read("c1", "eth0")
@@ -469,7 +469,7 @@ def test_after_a_reboot_a_process_id_leads_to_nobodys_namespace(stage):
     with namespace() as other:
         with netlink.open(other) as kernel:
             kernel.create_veth("eth0", "peer")
-        program = netlink.visit(other, lambda: subprocess.Popen(["sleep", "60"]))
+        program = namespaces.run_in(other, lambda: subprocess.Popen(["sleep", "60"]))
         try:
             with stage.node().journal.lock_sandbox("c1", "eth0") as page:
                 page.write(replace(page.entry, boot="another", netns=f"/proc/{program.pid}/ns/net"))
@@ -526,6 +526,6 @@ def test_the_sweep_finds_plugins_where_add_found_them(stage, tmp_path):
         call = replace(
             stage.call("ADD", "p", netns=gone), path=(str(elsewhere.folder / "bin"), str(stage.folder / "bin"))
         )
-        netlink.visit(stage.settings["host"], lambda: add(call, stage.node()))
+        namespaces.run_in(stage.settings["host"], lambda: add(call, stage.node()))
     Reconciler(Spool(stage.folder), lambda tombstone: None, lambda kind: None).release_dead(stage.node())
     assert ([], []) == (elsewhere.plugins.held(), pages(stage))

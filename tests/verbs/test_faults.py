@@ -16,7 +16,7 @@ from running import until
 from story import Stage, namespace
 
 from multus_py.cni.errors import CniError
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces, netlink
 
 CONTAINER = "fault1"
 
@@ -38,8 +38,8 @@ def stage(tmp_path):
         stage.definition("m", {"cniVersion": "0.4.0", "type": "macvlan", "master": "br1",
                                "ipam": {"type": "static", "addresses": [{"address": "10.90.0.5/24"}]}})  # fmt: skip
         stage.pod("p", '[{"name":"b","default-route":["10.89.0.1"]},{"name":"m"}]')
-        netlink.visit(host, lambda: stage.run("ADD", "p", container="first"))  # the bridges are there from now on
-        netlink.visit(host, lambda: stage.run("DEL", "p", container="first"))
+        namespaces.run_in(host, lambda: stage.run("ADD", "p", container="first"))  # the bridges are there from now on
+        namespaces.run_in(host, lambda: stage.run("DEL", "p", container="first"))
         yield stage
 
 
@@ -57,7 +57,7 @@ def leftovers(stage: Stage) -> list[str]:
 def told(stage: Stage, verb: str) -> str:
     """Tell the story of a verb in the host's namespace; return the error's message, "" when there is none."""
     try:
-        netlink.visit(stage.settings["host"], lambda: stage.run(verb, "p", container=CONTAINER))
+        namespaces.run_in(stage.settings["host"], lambda: stage.run(verb, "p", container=CONTAINER))
     except CniError as error:
         return str(error)
     return ""
@@ -120,7 +120,7 @@ def kill_delete_reboot(stage: Stage) -> None:
 
     def after() -> None:
         _empty(stage)
-        netlink.visit(stage.settings["host"], lambda: stage.run("DEL", "p", container=CONTAINER, netns=""))
+        namespaces.run_in(stage.settings["host"], lambda: stage.run("DEL", "p", container=CONTAINER, netns=""))
 
     assert every_kill(stage, "DEL", lambda: _succeeds(stage, "ADD"), after) > 10
 
@@ -202,7 +202,7 @@ def _namespace_emptied(stage: Stage) -> None:
     """The sandbox's links vanish on their own, as when the namespace was deleted; DEL comes with none."""
     _succeeds(stage, "ADD")
     _empty(stage)
-    netlink.visit(
+    namespaces.run_in(
         stage.settings["host"], lambda: stage.run("DEL", "p", container=CONTAINER, netns="/run/netns/mpt-gone")
     )
 

@@ -5,40 +5,43 @@ The kernel loads a module for a kind when it has one, as it would for the first 
 """
 
 import errno
-import struct
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from multus_py.cli.doctor.finding import Finding, Level, failed
 from multus_py.cli.doctor.place import Place
 from multus_py.cni.errors import CniError
-from multus_py.kernel import netlink, wire
+from multus_py.kernel import namespaces, netlink
+from multus_py.kernel.netlink import Netlink
 
-_IFINFO = struct.Struct("=BxHiII")  # ifinfomsg (linux/rtnetlink.h)
 _NATIVE = ("bridge", "veth", "macvlan")  # what our own delegates make
 _FILTERING = "bridge VLAN filtering"
-_MODULES = {"vlan": "8021q", "bond": "bonding"}  # the others are called as their kind
+_MODULES = {"vlan": "8021q", "bond": "bonding"}  # other modules have the name of their kind
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of link: *data* is what the kernel asks for to make one, *on_parent* whether it needs another link."""
+    """A kind of link. *settings* are what the kernel requires, by pyroute2's names; *on_parent*: on another link."""
 
     name: str
-    data: bytes = b""
+    settings: Mapping[str, Any] = field(default_factory=dict)
     on_parent: bool = False
 
 
 KINDS = (
     Kind("bridge"),
     Kind("veth"),
-    Kind("macvlan", wire.number(1, 4), on_parent=True),  # IFLA_MACVLAN_MODE: bridge
-    Kind("macvtap", wire.number(1, 4), on_parent=True),
+    Kind("macvlan", {"macvlan_mode": "bridge"}, on_parent=True),
+    Kind("macvtap", {"macvtap_mode": "bridge"}, on_parent=True),
     Kind("ipvlan", on_parent=True),
-    Kind("vlan", wire.attribute(1, struct.pack("=H", 7)), on_parent=True),  # IFLA_VLAN_ID
-    Kind("vxlan", wire.number(1, 7)),  # IFLA_VXLAN_ID
-    Kind("vrf", wire.number(1, 1007)),  # IFLA_VRF_TABLE
+    Kind("vlan", {"vlan_id": 7}, on_parent=True),
+    Kind("vxlan", {"vxlan_id": 7}),
+    Kind("vrf", {"vrf_table": 1007}),
     Kind("dummy"),
     Kind("bond"),
 )
@@ -65,28 +68,25 @@ def kinds() -> set[str]:
     """Return the kinds of links that can be made; a CniError when no namespace can be had to try it in."""
     with tempfile.TemporaryDirectory(prefix="multus-py-doctor-") as folder:
         netns = f"{folder}/net"
-        netlink.create_namespace(netns)
+        namespaces.create(netns)
         try:
-            return netlink.visit(netns, _kinds)
+            return namespaces.run_in(netns, _kinds)
         finally:
-            netlink.remove_namespace(netns)
+            namespaces.remove(netns)
 
 
 def _kinds() -> set[str]:
-    asked = wire.Socket()
-    try:
-        # One that goes on another link goes on an end of the pair, which takes them all.
-        found = {kind.name for kind in KINDS if not kind.on_parent and _made(asked, kind)}
-        parent = _index(asked, _name(Kind("veth"))) if "veth" in found else 0
-        found |= {kind.name for kind in KINDS if kind.on_parent and parent and _made(asked, kind, parent)}
-    finally:
-        asked.close()
-    with netlink.open() as kernel:
-        return found | _filtering(kernel)
+    with IPRoute() as kernel:
+        # A link on another link is tried on one end of the veth pair, which every kind accepts.
+        found = {kind.name for kind in KINDS if not kind.on_parent and _can_create(kernel, kind)}
+        parent = kernel.link_lookup(ifname=_name(Kind("veth"))) if "veth" in found else []
+        found |= {kind.name for kind in KINDS if kind.on_parent and parent and _can_create(kernel, kind, parent[0])}
+    with netlink.open() as ours:
+        return found | _filtering(ours)
 
 
-def _filtering(kernel: netlink.Netlink) -> set[str]:
-    """Try to have a bridge filter VLANs: a kernel without it takes the word and does nothing."""
+def _filtering(kernel: Netlink) -> set[str]:
+    """Try VLAN filtering on a bridge: a kernel without it accepts the setting and ignores it."""
     try:
         kernel.create_bridge("try-filtering", vlan_filtering=True)
         return {_FILTERING} if kernel.link("try-filtering").vlan_filtering else set()
@@ -94,21 +94,15 @@ def _filtering(kernel: netlink.Netlink) -> set[str]:
         return set()
 
 
-def _made(asked: wire.Socket, kind: Kind, parent: int = 0) -> bool:
-    """Tell whether the kernel knows the kind: any refusal but "not supported" comes from one that does."""
-    link = wire.nested(18, wire.text(1, kind.name), wire.nested(2, kind.data) if kind.data else b"")
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + wire.text(3, _name(kind)) + link
+def _can_create(kernel: IPRoute, kind: Kind, parent: int = 0) -> bool:
+    """Tell whether the kernel supports the kind: any error but "not supported" comes from a kernel that does."""
+    settings = {**kind.settings, **({"link": parent} if parent else {})}
     try:
-        asked.tell(wire.NEWLINK, body + (wire.number(5, parent) if parent else b""), wire.CREATE | wire.EXCL)
-    except OSError as cause:
-        return cause.errno not in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
+        kernel.link("add", ifname=_name(kind), kind=kind.name, **settings)
+    except NetlinkError as cause:
+        return cause.code not in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
     return True
 
 
 def _name(kind: Kind) -> str:
     return f"try-{kind.name}"
-
-
-def _index(asked: wire.Socket, name: str) -> int:
-    answer = asked.get(wire.GETLINK, _IFINFO.pack(0, 0, 0, 0, 0) + wire.text(3, name))
-    return int(_IFINFO.unpack_from(answer)[2])

@@ -18,6 +18,7 @@ from multus_py.install import executable, installation
 from multus_py.install import primary as primaries
 from multus_py.install.cni_conf import Order
 from multus_py.kernel import netlink
+from multus_py.kernel.netlink import Netlink
 from multus_py.kernel.undo import Undo
 from multus_py.kube.manifests import SUFFIXES
 
@@ -130,7 +131,7 @@ def _plugins(lab: Lab) -> Iterator[Mapping[str, Any]]:
             yield from conflist.parse(json_object(text), default_name="network").plugins
 
 
-def _lay_cable(host: netlink.Netlink, name: str) -> None:
+def _lay_cable(host: Netlink, name: str) -> None:
     far_end = "far" + hashlib.sha256(name.encode()).hexdigest()[:10]
     host.create_veth(name, far_end)
     host.set_link(host.link(far_end).index, up=True)

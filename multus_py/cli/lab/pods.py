@@ -12,7 +12,7 @@ from multus_py.cli.lab import runtime
 from multus_py.cli.lab.place import NAMESPACES, Lab, Sandbox, read_record, record, record_path
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code, combined_error
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces, netlink
 from multus_py.kernel.undo import Undo
 from multus_py.kube.store import Pod
 
@@ -40,7 +40,7 @@ def attach(lab: Lab, pod: Pod) -> Sandbox:
 
 def make_namespace(path: str) -> None:
     """Make a network namespace with its loopback up."""
-    netlink.create_namespace(path)
+    namespaces.create(path)
     # Every runtime sets it up before it calls a plugin, containerd with the plugin `loopback`.
     with netlink.open(path) as inside:
         inside.set_link(inside.link("lo").index, up=True)
@@ -55,7 +55,7 @@ def detach(lab: Lab, box: Sandbox) -> None:
     except CniError as trouble:
         troubles.append(trouble)
     try:
-        netlink.remove_namespace(box.netns)
+        namespaces.remove(box.netns)
     except CniError as trouble:
         troubles.append(trouble)
     record_path(lab, box).unlink(missing_ok=True)
@@ -76,7 +76,7 @@ def down(lab: Lab) -> list[str]:
             troubles.append(trouble)
     for left in [*sorted(NAMESPACES.glob(f"{lab.name}.*.*")), *NAMESPACES.glob(lab.host.name)]:
         try:
-            netlink.remove_namespace(str(left))
+            namespaces.remove(str(left))
             removed.append(f"namespace {left.name}")
         except CniError as trouble:
             troubles.append(trouble)
@@ -101,7 +101,7 @@ def run_inside(lab: Lab, pod: str, command: Sequence[str]) -> int:
     """Run *command* in the network namespace of a pod, `name` or `namespace/name`, and return its exit status."""
     box = find(lab, pod)
     try:
-        return netlink.visit(box.netns, lambda: subprocess.run(command, check=False).returncode)
+        return namespaces.run_in(box.netns, lambda: subprocess.run(command, check=False).returncode)
     except OSError as cause:
         raise CniError(Code.IO, f"cannot run {command[0]!r} in pod {box.ref}: {cause.strerror}") from cause
 

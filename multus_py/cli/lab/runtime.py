@@ -16,7 +16,7 @@ from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code, PluginError
 from multus_py.config.plugin import TYPE
 from multus_py.install import primary
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces
 
 _SHARED = Path("/var/lib/cni")  # where executables keep leases: host-local's default dataDir is below it
 _SYSTEM_PLUGINS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
@@ -44,7 +44,7 @@ def call(lab: Lab, verb: str, box: Sandbox) -> bytes:
     try:
         with _mount_point(fcntl.LOCK_SH):
             command = _with_own_leases(lab, [str(lab.launcher)])
-            done = netlink.visit(str(lab.host), lambda: _run(command, env, config))
+            done = namespaces.run_in(str(lab.host), lambda: _run(command, env, config))
     except (OSError, subprocess.TimeoutExpired) as cause:
         raise CniError(Code.IO, f"cannot run the launcher for {verb} of pod {box.ref}: {cause}") from cause
     if done.returncode:

@@ -8,7 +8,8 @@ from typing import Any
 
 from multus_py.cli.lab.place import Lab
 from multus_py.cni.errors import CniError, Code
-from multus_py.kernel import netlink
+from multus_py.kernel import netlink, records
+from multus_py.kernel.errors import NoNamespace
 from multus_py.kube.store import NETWORK_STATUS, PodRef
 
 _LOOPBACK = "lo"
@@ -92,7 +93,7 @@ def _networks(lab: Lab, ref: PodRef) -> dict[str, str]:
 def _interfaces(netns: str, networks: dict[str, str]) -> tuple[Interface, ...]:
     try:
         inside = netlink.open(netns)
-    except netlink.NoNamespace:
+    except NoNamespace:
         return ()
     with inside:
         addresses = inside.addresses()
@@ -115,7 +116,7 @@ def _interfaces(netns: str, networks: dict[str, str]) -> tuple[Interface, ...]:
         )
 
 
-def _in_order(links: Sequence[netlink.Link], order: Sequence[str]) -> list[netlink.Link]:
+def _in_order(links: Sequence[records.Link], order: Sequence[str]) -> list[records.Link]:
     """Return the links in the order of the status; those that it does not name come last, the loopback not at all."""
     known = {name: n for n, name in enumerate(order)}
     shown = [link for link in links if link.name != _LOOPBACK]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces
 
 _DEVICES = Path("/sys/bus/pci/devices")
 _DRIVERS = Path("/sys/bus/pci/drivers")
@@ -18,7 +18,7 @@ FUNCTIONS = 7
 
 def run(*words: str, netns: str = "", check: bool = True) -> str:
     """Run a program, in a namespace when one is named; return what it printed."""
-    done = netlink.visit(netns, lambda: subprocess.run(words, capture_output=True, text=True, check=False))
+    done = namespaces.run_in(netns, lambda: subprocess.run(words, capture_output=True, text=True, check=False))
     assert not check or done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
     return done.stdout
 
@@ -36,7 +36,7 @@ def reaches(netns: str, address: str, tries: int = 3) -> bool:
 def subprocess_ok(netns: str, *words: str, tries: int) -> bool:
     """Tell whether a program succeeds in a namespace in one of some tries."""
     for _ in range(tries):
-        done = netlink.visit(netns, lambda: subprocess.run(words, capture_output=True, check=False))
+        done = namespaces.run_in(netns, lambda: subprocess.run(words, capture_output=True, check=False))
         if done.returncode == 0:
             return True
     return False

@@ -10,7 +10,7 @@ import story
 from story import Stage
 
 from multus_py.cni.errors import CniError
-from multus_py.kernel import netlink
+from multus_py.kernel import namespaces
 from multus_py.kernel.pci import Bus
 from multus_py.verbs.attached import Sandbox, Survey
 
@@ -96,4 +96,4 @@ class Pods:
     @staticmethod
     def bury(pod: Pod) -> None:
         """Take a pod's namespace away."""
-        netlink.remove_namespace(pod.netns)
+        namespaces.remove(pod.netns)

@@ -21,6 +21,7 @@ from test_sriov import element
 from multus_py.cni import result as results
 from multus_py.cni.call import Call, cni_args
 from multus_py.cni.errors import CniError, Code
+from multus_py.kernel import namespaces
 from multus_py.verbs.plugins import Plugins
 
 STRIDE = 4  # every fourth step of the way: the others differ from it by one message to the kernel
@@ -56,9 +57,8 @@ def namespace_not_named(card: nic.Nic, pods: Pods, pod: Pod, device: str) -> Non
 
 def namespace_held_for_a_while(card: nic.Nic, pods: Pods, pod: Pod, device: str) -> None:
     """The namespace's name is gone, a process in it lives a little longer than DEL's beginning."""
-    from multus_py.kernel import netlink
 
-    holder = netlink.visit(pod.netns, lambda: os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "2"))
+    holder = namespaces.run_in(pod.netns, lambda: os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "2"))
     pods.bury(pod)
     try:
         pod.run("DEL", netns="")
@@ -152,10 +152,9 @@ def test_an_owner_that_vanished_is_replaced(card: nic.Nic, pods: Pods) -> None:
 
 def test_a_namespace_that_is_held_keeps_the_lease(card: nic.Nic, pods: Pods) -> None:
     """While something holds the dead namespace, DEL says so and the function stays leased; DEL again then ends it."""
-    from multus_py.kernel import netlink
 
     pod, device = attached(card, pods)
-    holder = netlink.visit(pod.netns, lambda: os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "600"))
+    holder = namespaces.run_in(pod.netns, lambda: os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "600"))
     try:
         pods.bury(pod)
         with pytest.raises(CniError, match="did not come home") as caught:
