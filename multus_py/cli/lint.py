@@ -19,7 +19,7 @@ from multus_py.cni.errors import CniError
 from multus_py.cni.text import one_line
 from multus_py.config import selection
 from multus_py.config.plugin import OUR_TYPES, delegates_to_us
-from multus_py.config.validate import Place, Trouble, troubles
+from multus_py.config.validate import Place, Problem, problems
 from multus_py.kube.manifests import SIZE_LIMIT, SUFFIXES, documents
 from multus_py.kube.store import DEFAULT_NETWORK, DEFAULT_NETWORKS, NETWORKS
 from multus_py.plan import capabilities
@@ -174,7 +174,7 @@ class _Where:
     def below(self, *path: str | int) -> "_Where":
         return _Where(self.text, self.root, (*self.path, *path))
 
-    def finding(self, trouble: Trouble, offset: int | None = None, base: Place = ()) -> Finding:
+    def finding(self, trouble: Problem, offset: int | None = None, base: Place = ()) -> Finding:
         """Return the finding for a trouble whose path begins at *base*."""
         spot = self.at(base if offset is not None else (*base, *trouble.path), offset)
         where = f"{trouble.where}: " if trouble.where else ""
@@ -211,13 +211,13 @@ def _pod(body: Mapping[str, Any], where: _Where, namespace: str) -> _Report:
         return _Report()
     at = ("metadata", "annotations")
     if not isinstance(annotations, Mapping):
-        return _Report((where.finding(Trouble(at, "must be a mapping", "write key: value lines")),))
+        return _Report((where.finding(Problem(at, "must be a mapping", "write key: value lines")),))
     found: list[Finding] = []
     wishes: list[_Named] = []
     for key in (NETWORKS, DEFAULT_NETWORK, DEFAULT_NETWORKS):
         text = annotations.get(key, "")
         if not isinstance(text, str):
-            found.append(where.finding(Trouble((*at, key), "must be a string", "put it in quotes")))
+            found.append(where.finding(Problem((*at, key), "must be a string", "put it in quotes")))
             continue
         if key == DEFAULT_NETWORKS:
             found += _declining(text, where.below(*at, key))
@@ -234,12 +234,12 @@ def _declining(text: str, where: _Where) -> Iterator[Finding]:
     try:
         selection.declines_defaults(text)
     except selection.SelectionError as cause:
-        yield where.finding(Trouble((), cause.why, cause.details), cause.offset)
+        yield where.finding(Problem((), cause.why, cause.details), cause.offset)
 
 
 def _annotation(text: str, namespace: str, where: _Where, key: str) -> tuple[list[Finding], list[_Named]]:
     """Return the findings in an annotation and the networks that it names."""
-    found = [where.finding(trouble, _offset(text, trouble.path)) for trouble in _element_troubles(text)]
+    found = [where.finding(trouble, _offset(text, trouble.path)) for trouble in _element_problems(text)]
     if any(not finding.note for finding in found):
         return found, []
     try:
@@ -247,28 +247,28 @@ def _annotation(text: str, namespace: str, where: _Where, key: str) -> tuple[lis
         if key == DEFAULT_NETWORK:
             selection.parse_default(text, "kube-system")
     except selection.SelectionError as cause:
-        return [*found, where.finding(Trouble((), cause.why, cause.details), cause.offset)], []
+        return [*found, where.finding(Problem((), cause.why, cause.details), cause.offset)], []
     return found, [
         _Named(wish.namespace, wish.name, where.text, where.at((), _wish_offset(text, n)), asked=wish)
         for n, wish in enumerate(parsed)
     ]
 
 
-def _element_troubles(text: str) -> list[Trouble]:
+def _element_problems(text: str) -> list[Problem]:
     """Hold the JSON form against its schema; what is no JSON is the parser's business."""
     try:
         body = jsontext.parse(text) if any(sign in text for sign in '[{"') else None
     except json.JSONDecodeError:
         return []
-    return [*troubles(body, "networks"), *_empty_wishes(body)] if isinstance(body, list) else []
+    return [*problems(body, "networks"), *_empty_wishes(body)] if isinstance(body, list) else []
 
 
-def _empty_wishes(body: list[Any]) -> Iterator[Trouble]:
+def _empty_wishes(body: list[Any]) -> Iterator[Problem]:
     """Find lists that look like a wish and are none."""
     for n, element in enumerate(body):
         for key, value in element.items() if isinstance(element, Mapping) else ():
             if value == [] and key in _EMPTY:
-                yield Trouble((n, key), f"an empty {key!r} asks for nothing: {_EMPTY[key]}", note=True)
+                yield Problem((n, key), f"an empty {key!r} asks for nothing: {_EMPTY[key]}", note=True)
 
 
 def _wish_offset(text: str, n: int) -> int:
@@ -285,12 +285,12 @@ def _offset(text: str, path: Place) -> int:
 
 
 def _definition(body: Mapping[str, Any], where: _Where) -> _Report:
-    found = [where.finding(trouble) for trouble in troubles(body, "definition")]
+    found = [where.finding(trouble) for trouble in problems(body, "definition")]
     name, config = value_at(body, ("metadata", "name")), value_at(body, ("spec", "config"))
     mine = _Named(_namespace(body), str(name), where.text, where.at(("metadata", "name")))
     if isinstance(config, Mapping):
         found = [finding for finding in found if "spec.config" not in finding.message]
-        found.append(where.finding(Trouble(("spec", "config"), "must be a string", "put the JSON under `config: |`")))
+        found.append(where.finding(Problem(("spec", "config"), "must be a string", "put the JSON under `config: |`")))
     elif isinstance(config, str) and config.strip():
         found += _network(config, where.below("spec", "config"), str(name))
         mine = replace(mine, conf=_conf(config, str(name)))
@@ -309,23 +309,23 @@ def _network(text: str, where: _Where, name: str) -> Iterator[Finding]:
     try:
         body = jsontext.parse(text)
     except json.JSONDecodeError as cause:
-        yield where.finding(Trouble((), f"not JSON: {cause.msg}", _advice(text, cause)), cause.pos)
+        yield where.finding(Problem((), f"not JSON: {cause.msg}", _advice(text, cause)), cause.pos)
         return
-    found = troubles(body, "network")
+    found = problems(body, "network")
     if all(trouble.note for trouble in found):
         found += _unusable(body, name)
     for trouble in found:
         yield where.finding(trouble, _offset(text, trouble.path))
 
 
-def _unusable(body: Mapping[str, Any], name: str) -> Iterator[Trouble]:
+def _unusable(body: Mapping[str, Any], name: str) -> Iterator[Problem]:
     """Find what the schemas cannot say: what our own reading of the network refuses."""
     try:
         conflist.parse(body, name, "network")
     except CniError as cause:
-        yield Trouble((), cause.msg, cause.details)
+        yield Problem((), cause.msg, cause.details)
     if delegates_to_us(body):
-        yield Trouble((), "the network would call multus-py again", "name the plugin that makes the interface")
+        yield Problem((), "the network would call multus-py again", "name the plugin that makes the interface")
 
 
 def _advice(text: str, cause: json.JSONDecodeError) -> str:
@@ -344,7 +344,7 @@ def _config(text: Text, name: str) -> Iterator[Finding]:
     except json.JSONDecodeError as cause:
         yield Finding(text.file, cause.lineno, cause.colno, f"not JSON: {cause.msg}", _advice(text.content, cause))
         return
-    for trouble in _config_troubles(_with_folder(body, Path(text.file)), name):
+    for trouble in _config_problems(_with_folder(body, Path(text.file)), name):
         spot = text.spot(None, trouble.path)
         where = f"{trouble.where}: " if trouble.where else ""
         yield Finding(text.file, spot.line, spot.column, where + trouble.message, trouble.fix, trouble.note)
@@ -363,17 +363,17 @@ def _with_folder(body: Any, path: Path) -> Any:
     return {**body, "plugins": [{"type": "in-the-folder"}]} if there else {"plugins": [], **body}
 
 
-def _config_troubles(body: Any, name: str) -> list[Trouble]:
+def _config_problems(body: Any, name: str) -> list[Problem]:
     if name == DAEMON_CONFIG:
-        return troubles(body, "daemon")
+        return problems(body, "daemon")
     if isinstance(body, Mapping) and body.get("type") in OUR_TYPES:
-        return troubles(body, "config")
-    found = troubles(body, "network")
+        return problems(body, "config")
+    found = problems(body, "network")
     plugins = body.get("plugins") if isinstance(body, Mapping) else None
     for n, plugin in enumerate(plugins if isinstance(plugins, list) else ()):
         if isinstance(plugin, Mapping) and plugin.get("type") in OUR_TYPES:
-            ours = troubles(plugin, "config")
-            found += [Trouble(("plugins", n, *each.path), each.message, each.fix, each.note) for each in ours]
+            ours = problems(plugin, "config")
+            found += [Problem(("plugins", n, *each.path), each.message, each.fix, each.note) for each in ours]
     return found
 
 

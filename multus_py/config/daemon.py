@@ -149,7 +149,7 @@ class DaemonConfig:
     )
     metrics_port: int = key(
         "metricsPort", keys.NUMBER, "TCP port of the Prometheus metrics; 0: none.", DAEMON, default=0,
-        limits={"maximum": 65535}
+        limits=(("maximum", 65535),)
     )
     metrics_address: str = key(
         "metricsAddress", keys.TEXT, "Address on which the metrics are served.", DAEMON, default="127.0.0.1"

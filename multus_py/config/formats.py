@@ -4,7 +4,7 @@
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from multus_py.cni import names
 
@@ -13,8 +13,7 @@ _IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*\Z")
 _RESOURCE = re.compile(r"[^/]+/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?\Z")
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """One form: *accepts* tests a text, *noun* and *example* are for messages."""
 
     accepts: Callable[[str], bool]

@@ -5,10 +5,10 @@ An attribute of a frozen dataclass declares the key that it is read from: `cni_d
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from multus_py.cni import versions
 from multus_py.cni.fields import Fields, fold
@@ -17,8 +17,7 @@ from multus_py.cni.fields import Fields, fold
 PLUGIN, DAEMON, SHIM, INSTALL, RUNTIME = "plugin", "daemon", "shim", "install", "runtime"
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """The type of a value.
 
     *label* names it on the reference pages, *schema* is its JSON Schema, *read* returns the value of a key that the
@@ -33,11 +32,10 @@ class Kind:
     members: tuple["Key", ...] = ()
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """One key of an object that people write.
 
-    *limits* goes into the schema in addition to the kind's: enum, minimum, maximum. *format* is one of `FORMATS`; for
+    *limits* are rules of the schema in addition to the kind's. *format* is one of `FORMATS`; for
     a list it is that of its items. *default* is the attribute's default, *default_text* replaces it for people where it
     is not a constant. *of_protocol*: the runtime sets it, the daemon's config file never replaces it. *noun* and *hint*
     are the words of the parser's error when the format is wrong.
@@ -48,7 +46,7 @@ class Key:
     meaning: str
     readers: tuple[str, ...] = ()
     unit: str = ""
-    limits: Mapping[str, Any] = field(default_factory=dict)
+    limits: tuple[tuple[str, Any], ...] = ()
     format: str = ""
     default: Any = None
     default_text: str = ""
@@ -111,6 +109,13 @@ def _by_name(cls: type) -> Mapping[str, tuple[str, tuple[tuple[str, Callable[[Fi
         for each in keys
     }
     return {fold(name): entry for name, entry in entries.items()} | entries
+
+
+def check(members: tuple[Key, ...], body: Fields) -> None:
+    """Raise `FieldError` for the first key that is required and missing, or has a wrong value."""
+    for each in members:
+        if each.required or body.get(each.name) is not None:
+            each.kind.read(body, each.name)
 
 
 def choice(*values: str) -> Kind:

@@ -69,7 +69,7 @@ def _object(keys: Iterable[Key]) -> dict[str, Any]:
 
 
 def _of_key(key: Key) -> dict[str, Any]:
-    schema: dict[str, Any] = {**key.kind.schema, **key.limits, "description": _meaning(key)}
+    schema: dict[str, Any] = {**key.kind.schema, **dict(key.limits), "description": _meaning(key)}
     of_items: dict[str, Any] = {"format": key.format} if key.format else {}
     if key.kind.members:
         of_items |= _object(key.kind.members)

@@ -7,8 +7,9 @@ Source: Kubernetes Network Custom Resource Definition De-facto Standard 1.3, sec
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 from multus_py.cni import jsontext, names
 from multus_py.cni.errors import CniError, Code
@@ -19,22 +20,42 @@ from multus_py.config.formats import FORMATS, is_address
 from multus_py.config.keys import PLUGIN, Key, Kind, key
 from multus_py.kube.store import DEFAULT_NETWORK, DEFAULT_NETWORKS, NETWORKS
 
-_PORT_MAX = 65535
-_PORT = Kind("integer", {"type": "integer", "minimum": 1, "maximum": _PORT_MAX}, Fields.get)
 _PROTOCOLS = ("tcp", "udp", "sctp")
-_BITS = Kind("integer", {"type": "integer", "minimum": 0}, Fields.get)
 
 
+def _read_port(body: Fields, name: str) -> int:
+    value = body.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 65536:
+        raise body.error(name, "a port from 1 to 65535")
+    return value
+
+
+def _read_protocol(body: Fields, name: str) -> str:
+    value = str(body.get(name))
+    if value.lower() not in _PROTOCOLS:
+        raise body.error(name, "tcp, udp or sctp")
+    return value
+
+
+def _read_address(body: Fields, name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not (value == "" or is_address(value)):
+        raise body.error(name, "an IP address")
+    return value
+
+
+_PORT = Kind("integer", {"type": "integer", "minimum": 1, "maximum": 65535}, _read_port)
+_PROTOCOL = Kind("string", {"enum": [*_PROTOCOLS, *map(str.upper, _PROTOCOLS)]}, _read_protocol)
+_ADDRESS = Kind("string", {"type": "string"}, _read_address)
+_BITS = Kind("integer", {"type": "integer", "minimum": 0}, Fields.number)
 # fmt: off
 PORT_MAPPING = (
     Key("hostPort", _PORT, "Port on the node.", (PLUGIN,), required=True),
     Key("containerPort", _PORT, "Port in the pod.", (PLUGIN,), required=True),
     Key(
-        "protocol",
-        Kind("string", {"enum": [*_PROTOCOLS, *map(str.upper, _PROTOCOLS)]}, Fields.get),
-        "Transport protocol.", (PLUGIN,)
+        "protocol", _PROTOCOL, "Transport protocol.", (PLUGIN,)
     ),
-    Key("hostIP", keys.TEXT, "Address on the node; absent: all.", (PLUGIN,), format="ip"),
+    Key("hostIP", _ADDRESS, "Address on the node; absent: all.", (PLUGIN,), format="ip"),
 )
 BANDWIDTH = (
     Key("ingressRate", _BITS, "Rate of traffic to the pod.", (PLUGIN,), unit="bit/s"),
@@ -77,11 +98,11 @@ class Selection:
         noun="a GUID", hint="8 bytes, colons between"
     )
     port_mappings: tuple[Mapping[str, Any], ...] | None = key(
-        "portMappings", replace(keys.OBJECTS, members=PORT_MAPPING), "Ports of the node that lead to the pod.", PLUGIN,
+        "portMappings", keys.OBJECTS._replace(members=PORT_MAPPING), "Ports of the node that lead to the pod.", PLUGIN,
         default=None
     )
     bandwidth: Mapping[str, Any] | None = key(
-        "bandwidth", replace(keys.OBJECT, members=BANDWIDTH), "Traffic shaping.", PLUGIN, default=None
+        "bandwidth", keys.OBJECT._replace(members=BANDWIDTH), "Traffic shaping.", PLUGIN, default=None
     )
     device_id: str = key(
         "deviceID", keys.TEXT,
@@ -94,8 +115,7 @@ class Selection:
     default_route: tuple[Address, ...] | None = key(
         "default-route", keys.ADDRESSES,
         "Gateways of the pod's default route through this network; several of one family share it. [] keeps the "
-        "routes.",
-        PLUGIN, format="ip", default=None
+        "routes.", PLUGIN, format="ip", default=None
     )
     ipam_claim: str = key(
         "ipam-claim-reference", keys.TEXT, "Name of an IPAMClaim, for plugins that read it; excludes ips.", PLUGIN,
@@ -120,7 +140,7 @@ class Selection:
 KEYS = keys.declared(Selection)
 # Attributes whose texts have a format: attribute, key, format, whether it may be empty.
 _FORMATTED = tuple(
-    (attribute, own, FORMATS[own.format], own.name not in ("name", "namespace"))
+    (attribute, own, FORMATS[own.format], own.name not in ("name", "namespace", "ips"))
     for attribute, (own, *_) in keys.attributes(Selection).items()
     if own.noun
 )
@@ -142,14 +162,8 @@ def parse(text: str, namespace: str, annotation: str = NETWORKS) -> tuple[Select
     """Parse an annotation; *namespace* is the default of each network. `SelectionError` has the character."""
     if not text.strip():
         return ()
-    if is_json(text):
-        return _Json(text, namespace, annotation).selections()
-    return tuple(_Short(text, namespace, annotation).selections())
-
-
-def is_json(text: str) -> bool:
-    """Return whether an annotation is in the JSON form: the short form has none of these characters."""
-    return any(character in text for character in '[{"')
+    source = _Source(text, namespace, annotation)
+    return _parse_json(source) if is_json(text) else _parse_short(source)
 
 
 def parse_default(text: str, namespace: str) -> Selection | None:
@@ -169,130 +183,113 @@ def declines_defaults(text: str) -> bool:
     return bool(value)
 
 
-@dataclass(frozen=True)
-class _Short:
-    """`<namespace>/<name>@<interface>, ...`: names are DNS labels; dotted names need the JSON form."""
+def is_json(text: str) -> bool:
+    """Return whether an annotation is in the JSON form: the short form has none of these characters."""
+    return any(character in text for character in '[{"')
+
+
+class _Source(NamedTuple):
+    """The text of an annotation, the default namespace of its networks, and the annotation's name."""
 
     text: str
     namespace: str
     annotation: str
 
-    def selections(self) -> list[Selection]:
-        found, at = [], 0
-        for item in self.text.split(","):
-            start = at + len(item) - len(item.lstrip())
-            found.append(self._selection(item.strip(), start if item.strip() else at))
-            at += len(item) + 1
-        return found
+    def error(self, offset: int, why: str, details: str = "") -> SelectionError:
+        return SelectionError(self.annotation, self.text, offset, why, details)
 
-    def _wrong(self, at: int, why: str, details: str = "") -> SelectionError:
-        return SelectionError(self.annotation, self.text, at, why, details)
-
-    def _selection(self, item: str, at: int) -> Selection:
-        if not item:
-            raise self._wrong(at, "an empty item", "remove the extra comma")
-        for sign in "/@":
-            if item.count(sign) > 1:
-                second = item.index(sign, item.index(sign) + 1)
-                raise self._wrong(at + second, f"a second {sign!r}", "write [namespace/]name[@interface]")
-        path, named, interface = item.partition("@")
-        namespace, slash, name = path.rpartition("/")
-        if slash and not names.is_label(namespace):
-            raise self._wrong(at, f"{namespace!r} is not a namespace", "lower-case letters, digits and '-', at most 63")
-        if not names.is_label(name):
-            raise self._wrong(
-                at + len(namespace) + len(slash),
-                f"{name!r} is not a DNS label",
-                "a name with dots needs the JSON form" if names.is_subdomain(name) else "letters a-z, digits and '-'",
-            )
-        if named and (trouble := names.interface_problem(interface)):
-            raise self._wrong(at + len(path) + 1, trouble)
-        return Selection(name, namespace or self.namespace, interface)
-
-
-@dataclass(frozen=True)
-class _Json:
-    """A JSON list of selection elements. Unknown keys are ignored: other implementations have keys with a domain."""
-
-    text: str
-    namespace: str
-    annotation: str
-
-    def selections(self) -> tuple[Selection, ...]:
-        try:
-            body = jsontext.parse(self.text)
-        except json.JSONDecodeError as cause:
-            raise self._wrong(cause.pos, f"not JSON: {cause.msg}") from cause
-        if not isinstance(body, list):
-            raise self._wrong(0, "must be a JSON list of networks", "put [ ] around it")
-        return tuple(self._selection(item, n) for n, item in enumerate(body))
-
-    def _wrong(self, at: int, why: str, details: str = "") -> SelectionError:
-        return SelectionError(self.annotation, self.text, at, why, details)
-
-    def _at(self, n: int, key: str = "") -> int:
-        """Return the offset of element *n*, or of the value of its *key*, in the text."""
+    def element_error(self, n: int, name: str, why: str, details: str = "") -> SelectionError:
+        """Return the error about the key *name* of element *n*, or about the element where it has no such key."""
         offsets = value_offsets(self.text)
+        folded = name.casefold()
         found = next(
-            (path for path in offsets if len(path) == 2 and path[0] == n and str(path[1]).casefold() == key), (n,)
+            (path for path in offsets if len(path) == 2 and path[0] == n and str(path[1]).casefold() == folded), (n,)
         )
-        return offsets.get(found, 0)
-
-    def _selection(self, item: Any, n: int) -> Selection:
-        if not isinstance(item, Mapping):
-            raise self._wrong(self._at(n), f"a network must be a JSON object, not {json.dumps(item)[:40]}")
-        fields = Fields(item, f"network {n + 1}")
-
-        def wrong(key: str, why: str, details: str = "") -> SelectionError:
-            return self._wrong(self._at(n, key.casefold()), why, details)
-
-        try:
-            found = keys.read(Selection, fields)
-        except FieldError as cause:
-            raise wrong(cause.key, cause.msg) from cause
-        selection = Selection(**{"name": "", "namespace": self.namespace, **found})
-        _validate(selection, wrong)
-        # The annotation of the default network is not the standard's: OVN-Kubernetes takes both there.
-        if selection.ips and selection.ipam_claim and self.annotation != DEFAULT_NETWORK:
-            raise wrong(
-                "ipam-claim-reference", "an IPAMClaim beside 'ips': the claim says which addresses", "keep one of them"
-            )
-        return selection
+        return self.error(offsets.get(found, 0), why, details)
 
 
-_Error = Callable[..., SelectionError]
+def _parse_short(source: _Source) -> tuple[Selection, ...]:
+    """Parse `<namespace>/<name>@<interface>, ...`: names are DNS labels; dotted names need the JSON form."""
+    found, offset = [], 0
+    for item in source.text.split(","):
+        start = offset + len(item) - len(item.lstrip())
+        found.append(_short_selection(source, item.strip(), start if item.strip() else offset))
+        offset += len(item) + 1
+    return tuple(found)
 
 
-def _validate(selection: Selection, wrong: _Error) -> None:
+def _short_selection(source: _Source, item: str, offset: int) -> Selection:
+    if not item:
+        raise source.error(offset, "an empty item", "remove the extra comma")
+    for separator in "/@":
+        if item.count(separator) > 1:
+            second = item.index(separator, item.index(separator) + 1)
+            raise source.error(offset + second, f"a second {separator!r}", "write [namespace/]name[@interface]")
+    path, at, interface = item.partition("@")
+    namespace, slash, name = path.rpartition("/")
+    if slash and not names.is_label(namespace):
+        hint = "lower-case letters, digits and '-', at most 63"
+        raise source.error(offset, f"{namespace!r} is not a namespace", hint)
+    if not names.is_label(name):
+        raise source.error(
+            offset + len(namespace) + len(slash),
+            f"{name!r} is not a DNS label",
+            "a name with dots needs the JSON form" if names.is_subdomain(name) else "letters a-z, digits and '-'",
+        )
+    if at and (problem := names.interface_problem(interface)):
+        raise source.error(offset + len(path) + 1, problem)
+    return Selection(name, namespace or source.namespace, interface)
+
+
+def _parse_json(source: _Source) -> tuple[Selection, ...]:
+    """Parse a JSON list of elements. Unknown keys are ignored: other implementations have keys of their domains."""
+    try:
+        body = jsontext.parse(source.text)
+    except json.JSONDecodeError as cause:
+        raise source.error(cause.pos, f"not JSON: {cause.msg}") from cause
+    if not isinstance(body, list):
+        raise source.error(0, "must be a JSON list of networks", "put [ ] around it")
+    return tuple(_json_selection(source, item, n) for n, item in enumerate(body))
+
+
+def _json_selection(source: _Source, item: Any, n: int) -> Selection:
+    error = partial(source.element_error, n)
+    if not isinstance(item, Mapping):
+        raise error("", f"a network must be a JSON object, not {json.dumps(item)[:40]}")
+    try:
+        found = keys.read(Selection, Fields(item, f"network {n + 1}"))
+    except FieldError as cause:
+        raise error(cause.key, cause.msg) from cause
+    selection = Selection(**{"name": "", "namespace": source.namespace, **found})
+    _validate(selection, error)
+    # The default network's annotation is not part of the standard: OVN-Kubernetes accepts both keys in it.
+    if selection.ips and selection.ipam_claim and source.annotation != DEFAULT_NETWORK:
+        raise error(
+            "ipam-claim-reference", "an IPAMClaim beside 'ips': the claim says which addresses", "keep one of them"
+        )
+    return selection
+
+
+def _validate(selection: Selection, error: Callable[..., SelectionError]) -> None:
+    """Check what the kinds of the keys do not; *error* takes the key, the reason and the hint."""
     for attribute, own, form, may_be_empty in _FORMATTED:
         value = getattr(selection, attribute)
         for text in (value,) if isinstance(value, str) else value:
-            if not (form.accepts(text) or (may_be_empty and not text and not isinstance(value, tuple))):
-                raise wrong(own.name, f"{text!r} is not {own.noun}", own.hint)
+            if not (form.accepts(text) or (may_be_empty and not text)):
+                raise error(own.name, f"{text!r} is not {own.noun}", own.hint)
     if selection.interface and (problem := names.interface_problem(selection.interface)):
-        raise wrong("interface", problem)
-    for mapping in selection.port_mappings or ():
-        _validate_port_mapping(mapping, wrong)
-    for rate, value in (selection.bandwidth or {}).items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise wrong("bandwidth", f"bandwidth {rate!r} must be a whole number of bits, it is {value!r}")
+        raise error("interface", problem)
+    try:
+        for mapping in selection.port_mappings or ():
+            keys.check(PORT_MAPPING, Fields(mapping, "a port mapping"))
+    except FieldError as cause:
+        raise error("portMappings", cause.msg) from cause
+    for rate, bits in (selection.bandwidth or {}).items():
+        if isinstance(bits, bool) or not isinstance(bits, int) or bits < 0:
+            raise error("bandwidth", f"bandwidth {rate!r} must be a whole number of bits, it is {bits!r}")
     for gateway in selection.default_route or ():
         if "%" in (address := str(gateway)):
-            raise wrong("default-route", f"{address!r} names a zone", f"write {address.partition('%')[0]}")
-
-
-def _validate_port_mapping(mapping: Mapping[str, Any], wrong: _Error) -> None:
-    fields = Fields(mapping, "")
-    for port in ("hostPort", "containerPort"):
-        value = fields.get(port)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _PORT_MAX:
-            raise wrong("portMappings", f"{port} must be a port from 1 to 65535, it is {value!r}")
-    protocol = fields.get("protocol")
-    if protocol is not None and str(protocol).lower() not in _PROTOCOLS:
-        raise wrong("portMappings", f"protocol must be tcp, udp or sctp, it is {protocol!r}")
-    host_ip = fields.get("hostIP")
-    if host_ip not in (None, "") and not (isinstance(host_ip, str) and is_address(host_ip)):
-        raise wrong("portMappings", f"hostIP must be an IP address, it is {host_ip!r}")
+            raise error("default-route", f"{address!r} names a zone", f"write {address.partition('%')[0]}")
 
 
 def value_offsets(text: str) -> dict[tuple[int | str, ...], int]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from multus_py.config import selection
 from multus_py.config.selection import Selection, SelectionError
-from multus_py.config.validate import troubles
+from multus_py.config.validate import problems
 
 
 def test_the_short_form_names_namespace_and_interface():
@@ -65,7 +65,7 @@ IPOIB = ":".join(["80"] * 20)
 def test_a_guid_has_8_bytes_and_a_mac_6_or_20(key, value, taken):
     """The one is not taken for the other, by the annotation's parser and by its schema alike."""
     element = [{"name": "a", key: value}]
-    assert taken == (not [one for one in troubles(element, "networks") if not one.note])
+    assert taken == (not [one for one in problems(element, "networks") if not one.note])
     if taken:
         assert selection.parse(json.dumps(element), "x")
     else:

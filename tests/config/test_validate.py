@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The schemas take what is documented, and their messages name the place and the fix."""
+"""The schemas accept what is documented, and messages name the place and the fix."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from multus_py.config import validate
 from multus_py.config.plugin import parse
 from multus_py.config.selection import parse as parse_selection
-from multus_py.config.validate import troubles
+from multus_py.config.validate import problems
 from multus_py.kube.store import NETWORKS
 
 SCHEMAS = Path(validate.__file__).parent / "schemas"
@@ -83,10 +83,10 @@ PORT_0 = {"hostPort": 0, "containerPort": 1}
 BRIDGE = {"cniVersion": "1.0.0", "name": "n", "type": "bridge", "bridge": "br0", "ipam": {"type": "static"}}
 
 
-def told(document: object, schema: str) -> list[tuple[str, str, str]]:
+def errors(document: object, schema: str) -> list[tuple[str, str, str]]:
     """Return place, message and fix of each error (no notes)."""
-    found = troubles(document, schema)
-    return [(trouble.where, trouble.message, trouble.fix) for trouble in found if not trouble.note]
+    found = problems(document, schema)
+    return [(problem.where, problem.message, problem.fix) for problem in found if not problem.note]
 
 
 @pytest.mark.parametrize("name", validate.schemas())
@@ -119,8 +119,8 @@ def test_each_schema_is_valid_and_explains_every_key(name: str) -> None:
     ],
 )
 def test_what_is_documented_passes(document: object, schema: str) -> None:
-    """Every documented key with a good value is taken without a word."""
-    assert [] == troubles(document, schema)
+    """Every documented key with a valid value has no problem."""
+    assert [] == problems(document, schema)
 
 
 def test_what_passes_is_what_the_plugin_reads() -> None:
@@ -157,31 +157,31 @@ def test_what_passes_is_what_the_plugin_reads() -> None:
         ({**DEFINITION, "metadata": {"name": "A"}}, "definition", ("metadata.name", None, None)),
     ],
 )
-def test_what_is_wrong_is_told_with_place_and_fix(
+def test_a_problem_has_its_place_and_a_fix(
     document: object, schema: str, expected: tuple[str, str | None, str | None]
 ) -> None:
-    """The one thing that is wrong is found, at its place, in words, with what to write."""
-    (found,) = told(document, schema)
+    """The one problem of the document is found, at its place, with a message and a fix."""
+    (found,) = errors(document, schema)
     assert expected == tuple(part if wanted is not None else None for part, wanted in zip(found, expected, strict=True))
     assert found[1]
 
 
 @pytest.mark.parametrize("key", ["isgateway", "flavour"])
-def test_keys_that_harm_nobody_are_notes(key: str) -> None:
-    """Another case (which is taken) and a key that is like no other (which an executable may know) are no errors."""
-    (found,) = troubles({**BRIDGE, key: True}, "network")
+def test_harmless_keys_are_notes(key: str) -> None:
+    """A key in another case (which is read) and one like no other (which an executable may read) are not errors."""
+    (found,) = problems({**BRIDGE, key: True}, "network")
     assert found.note
 
 
-def test_all_missing_keys_are_told_once() -> None:
-    """Each missing key is one trouble."""
+def test_each_missing_key_is_reported_once() -> None:
+    """Each missing key is one problem."""
     assert ["'apiVersion' is missing", "'metadata' is missing"] == [
-        message for _, message, _ in told({"kind": "NetworkAttachmentDefinition"}, "definition")
+        message for _, message, _ in errors({"kind": "NetworkAttachmentDefinition"}, "definition")
     ]
 
 
-def test_the_custom_resource_takes_what_the_schema_takes() -> None:
-    """The CRD has the names, and the one field, that the schema has."""
+def test_the_custom_resource_accepts_what_the_schema_accepts() -> None:
+    """The CRD has the names and the one field of the schema."""
     path = SCHEMAS.parents[2] / "crds/network-attachment-definitions.yaml"
     spec = yaml.safe_load(path.read_text())["spec"]
     assert ("k8s.cni.cncf.io", ["nad", "net-attach-def"]) == (spec["group"], spec["names"]["shortNames"])
@@ -207,8 +207,8 @@ DOCUMENTS = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(document=DOCUMENTS, schema=st.sampled_from(["networks", "definition", "config", "daemon", "network"]))
-def test_any_document_is_judged_without_a_crash(document: object, schema: str) -> None:
-    """Whatever is written, only troubles with words come out."""
-    for trouble in troubles(document, schema):
-        assert trouble.message
-        assert isinstance(trouble.where, str)
+def test_any_document_is_validated_without_an_exception(document: object, schema: str) -> None:
+    """Of any document only problems with a message are returned."""
+    for problem in problems(document, schema):
+        assert problem.message
+        assert isinstance(problem.where, str)

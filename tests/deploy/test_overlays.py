@@ -59,7 +59,7 @@ def test_the_file_for_one_apply_is_current():
 def test_the_config_is_sound(folder):
     """daemon-config.json has nothing that the schema objects to, and no key that the daemon does not know."""
     body = config(folder)
-    assert validate.troubles(body, "daemon") == []
+    assert validate.problems(body, "daemon") == []
     assert daemon_config.parse(body).unknown == ()
 
 

@@ -29,7 +29,7 @@ def test_what_says_which_device_is_read(keys, expected):
     element = {"name": "n", **keys}
     (found,) = selection.parse(json.dumps([element]), "ns")
     assert expected == (found.container, found.claim, found.resource)
-    assert [] == [trouble for trouble in validate.troubles([element], "networks") if not trouble.note]
+    assert [] == [problem for problem in validate.problems([element], "networks") if not problem.note]
 
 
 @pytest.mark.parametrize(("key", "value"), BAD)
@@ -40,4 +40,4 @@ def test_what_cannot_be_meant_is_refused_at_its_place(key, value):
     with pytest.raises(SelectionError) as caught:
         selection.parse(text, "ns")
     assert text.index(json.dumps(value), text.index(key)) == caught.value.offset
-    assert [(0, key)] == [trouble.path for trouble in validate.troubles([element], "networks")]
+    assert [(0, key)] == [problem.path for problem in validate.problems([element], "networks")]

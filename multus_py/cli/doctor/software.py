@@ -47,10 +47,10 @@ def _config(place: Place) -> Iterator[Finding]:
     if not place.config:
         return
     body = json_object(Path(place.config).read_bytes(), place.config)
-    troubles = validate.troubles(body, "daemon")
-    for trouble in troubles:
-        level = Level.WARNING if trouble.note else Level.FAILED
-        where = f"{trouble.where}: " if trouble.where else ""
-        yield Finding(level, "config", f"{place.config}: {where}{trouble.message}", trouble.fix)
-    if not troubles:
+    problems = validate.problems(body, "daemon")
+    for problem in problems:
+        level = Level.WARNING if problem.note else Level.FAILED
+        where = f"{problem.where}: " if problem.where else ""
+        yield Finding(level, "config", f"{place.config}: {where}{problem.message}", problem.fix)
+    if not problems:
         yield Finding(Level.OK, "config", f"{place.config} is sound")
