@@ -161,5 +161,5 @@ def _drop(page: "SandboxFile", cache: "ResultCache", container_id: str, *, whole
         return
     failed = [failure.attachment for failure in page.entry.failures] if page.entry else []
     for attachment in (*_attachments(page, cache, container_id), *failed):
-        cache.drop(attachment, container_id)
+        cache.remove(attachment, container_id)
     page.clear()

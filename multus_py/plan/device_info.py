@@ -57,7 +57,7 @@ def pci(address: str) -> dict[str, Any]:
     return {"type": "pci", "version": VERSION, "pci": {"pci-address": address}}
 
 
-def offer(capabilities: Mapping[str, Any], device: Device | None, root: Path) -> None:
+def provide(capabilities: Mapping[str, Any], device: Device | None, root: Path) -> None:
     """Put what the device plugin tells of *device* where the network's plugins look for it; nothing older stays there.
 
     CniError when the device plugin's file is damaged; no file is fine.

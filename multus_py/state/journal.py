@@ -82,6 +82,10 @@ class SandboxFile:
             written += os.pwrite(self.descriptor, line[written:], self._end + written)
         self._end, self._torn = self._end + len(line), False
 
+    def record_progress(self, attachment: Attachment, begun: int, done: int) -> None:
+        """Write the progress of a chain while a plugin is begun; keep it for the next write when none is."""
+        (self.write_progress if begun > done else self.set_progress)(attachment, begun, done)
+
     def write_progress(self, attachment: Attachment, begun: int, done: int) -> None:
         """Write down how far ADD came in a chain, before the next plugin is begun.
 

@@ -66,7 +66,7 @@ class ResultCache:
         result = body.get("result")
         return result if body.get("kind") == _KIND and isinstance(result, dict) else None
 
-    def drop(self, attachment: Attachment, container_id: str) -> None:
+    def remove(self, attachment: Attachment, container_id: str) -> None:
         """Forget the result of an attachment."""
         path = self._path(attachment, container_id)
         try:

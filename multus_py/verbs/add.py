@@ -2,8 +2,8 @@
 """ADD: attach all networks of a sandbox, or none of them."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,68 +20,78 @@ from multus_py.verbs import attach, default_route, events, teardown
 from multus_py.verbs.node import Node
 from multus_py.verbs.status import refuse_unready
 
-_READINESS_PAUSE = 0.25  # seconds between two looks at the readiness file
+_READINESS_PAUSE = 0.25  # seconds between two checks of the readiness file
 
 
 def add(call: Call, node: Node) -> dict[str, Any]:
     """Attach all networks of a sandbox; return the default network's result in the caller's version.
 
-    Either all is attached, told and written down, or nothing is left: what an error interrupts is taken back.
+    Either all networks are attached, published and recorded, or an error rolls all of them back.
     """
     _refuse_own_namespace(call)
     _wait_until_ready(node)
     pod = _pod(call, node)
     try:
-        with node.journal.lock_sandbox(call.container_id, call.ifname) as page, node.slot(call.verb):
-            answer, told = _attach(page, call, node, pod)
+        with node.journal.lock_sandbox(call.container_id, call.ifname) as file, node.slot(call.verb):
+            if file.entry or file.damaged:  # an earlier ADD of this sandbox did not complete
+                teardown.detach_sandbox(file, call, node)
+            attachments = _plan(call, node, pod)
+            with node.journal.lock_for_attach():
+                file.write(_planned_entry(attachments, file, call, node))
+                with _rollback_on_error(file, call, node):
+                    found = attach.attach_networks(file, attachments, call, node, workers=node.workers)
+                    claims = default_route.claims(attachments)
+                    attached = attach.apply_default_routes(zip(attachments, found, strict=True), claims, call, node)
+                    answer = results.write(attached[0][1], call.version)  # an old version may not hold it: first
+                    attach.publish_status(attached, call.netns, node, pod)
+                    file.write_complete()
     except CniError as error:
         reason = "NoNetworkFound" if isinstance(error, NoNetwork) else "FailedAttach"
         events.publish(node, pod, "Warning", reason, str(error))
         raise error.with_context(str(pod.ref)) if pod else error from error
-    for attachment, result in told:
+    for attachment, result in attached:
         events.publish(node, pod, "Normal", "AddedInterface", events.added(attachment, result))
     return answer
 
 
-def _attach(
-    page: SandboxFile, call: Call, node: Node, pod: Pod | None
-) -> tuple[dict[str, Any], list[attach.AttachedNetwork]]:
-    """Plan, write the plan down, attach all of it; return the answer and the results."""
-    if page.entry or page.damaged:  # an earlier try died half-way
-        teardown.detach_sandbox(page, call, node)
-    attachments = decide.sandbox_attachments(call, node.config, pod, node.store, attach.device_sources(call, node, pod))
+def _plan(call: Call, node: Node, pod: Pod | None) -> tuple[Attachment, ...]:
+    """Return the networks of a sandbox in order; what can be refused is refused here."""
+    devices = attach.device_sources(call, node, pod)
+    attachments = decide.sandbox_attachments(call, node.config, pod, node.store, devices)
     for attachment in attachments:
         node.chain.refuse_unfit(attachment, call)
     attach.refuse_taken_names(call.netns, attachments)
-    with node.journal.lock_for_attach():
-        ref, failures = pod_ref(call), page.entry.failures if page.entry else ()
-        planned = Entry(node.config.name, call.container_id, call.ifname, call.netns, attachments, ref, boot_id())
-        page.write(replace(planned, failures=failures, since=uptime(), path=call.path))
-        return _attach_planned(page, attachments, call, node, pod)
+    return attachments
 
 
-def _attach_planned(
-    page: SandboxFile, attachments: Sequence[Attachment], call: Call, node: Node, pod: Pod | None
-) -> tuple[dict[str, Any], list[attach.AttachedNetwork]]:
-    """Run every chain, settle the default routes, publish the status; on an error take back what was begun."""
+def _planned_entry(attachments: tuple[Attachment, ...], file: SandboxFile, call: Call, node: Node) -> Entry:
+    return Entry(
+        network=node.config.name,
+        container_id=call.container_id,
+        ifname=call.ifname,
+        netns=call.netns,
+        attachments=attachments,
+        pod=pod_ref(call),
+        boot=boot_id(),
+        failures=file.entry.failures if file.entry else (),
+        since=uptime(),
+        path=call.path,
+    )
+
+
+@contextmanager
+def _rollback_on_error(file: SandboxFile, call: Call, node: Node) -> Iterator[None]:
+    """Detach what was begun when the block fails; what cannot be detached now stays in *file* for DEL."""
     try:
-        done = attach.attach_all(page, attachments, call, node)
-        told = attach.settle_default_routes(
-            zip(attachments, done, strict=True), default_route.claims(attachments), call, node
-        )
-        answer = results.write(told[0][1], call.version)  # before anybody is told: an old version cannot say all
-        attach.publish_status(told, call.netns, node, pod)
-        page.write_complete()
+        yield
     except BaseException as error:
-        if trouble := try_step(lambda: _take_back(page, call, node)):
-            error.add_note(f"and could not be taken back yet, DEL will: {trouble}")
+        if problem := try_step(lambda: _roll_back(file, call, node)):
+            error.add_note(f"and could not be rolled back yet, DEL will: {problem}")
         raise
-    return answer, told
 
 
-def _take_back(page: SandboxFile, call: Call, node: Node) -> None:
-    """Detach what an ADD began; raise for all that stays."""
-    if failures := teardown.detach_sandbox(page, call, node):
+def _roll_back(file: SandboxFile, call: Call, node: Node) -> None:
+    if failures := teardown.detach_sandbox(file, call, node):
         raise CniError(Code.INTERNAL, "; ".join(failure.reason for failure in failures))
 
 
@@ -93,7 +103,7 @@ def _refuse_own_namespace(call: Call) -> None:
         raise CniError(
             Code.UNKNOWN_CONTAINER,
             f"cannot open the network namespace {call.netns}: {cause.strerror}",
-            "is the sandbox still there?",
+            "does the sandbox still exist?",
         ) from cause
     if own and not call.same_netns_allowed:
         raise CniError(Code.SAME_NAMESPACE, f"{call.netns} is the plugin's own network namespace")
@@ -112,7 +122,7 @@ def _wait_until_ready(node: Node) -> None:
 
 
 def _pod(call: Call, node: Node) -> Pod | None:
-    """Return the pod that the call is for; code 11 when it is not there yet or is another one of the same name."""
+    """Return the pod of the call; code 11 when it does not exist yet or is another one of the same name."""
     ref = pod_ref(call)
     if ref is None or node.store is None:
         return None
@@ -122,6 +132,6 @@ def _pod(call: Call, node: Node) -> Pod | None:
         raise Unavailable(missing.msg, missing.details) from missing
     if ref.uid and pod.uid and ref.uid != pod.uid and not pod.is_static:
         raise Unavailable(
-            f"pod {ref} has the uid {pod.uid}, the runtime asks for {ref.uid}", "the pod was made anew: try again"
+            f"pod {ref} has the uid {pod.uid}, the runtime asks for {ref.uid}", "the pod was created anew: try again"
         )
     return pod

@@ -80,7 +80,7 @@ def _in_use(call: Call, node: Node) -> list[Attachment]:
         with suppress(CniError):
             for attachment in node.journal.read(*sandbox).attachments:
                 found.setdefault(attachment.conflist.name, replace(attachment, primary=False))
-    return [one for one in found.values() if node.chain.sweeps(one)]
+    return [one for one in found.values() if node.chain.supports_gc(one)]
 
 
 def _sweep_network(network: Attachment, call: Call, node: Node, valid: frozenset[Sandbox]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a plugin's type to its doing: the native delegate in this process, or the executable on CNI_PATH."""
+"""Runs one plugin by its type: the native delegate in this process, or the executable on CNI_PATH."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from multus_py.cni import names
 from multus_py.cni import result as results
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 log = logging.getLogger("multus_py")
-T = TypeVar("T")
 
 NATIVE = {
     "bridge": "multus_py.delegates.bridge",
@@ -36,16 +35,17 @@ NATIVE = {
     "static": "multus_py.delegates.ipam.static",
     "passthru": "multus_py.delegates.passthru",
 }
-# Executables that start the IPAM plugin of their config from CNI_PATH (CNI spec section 4). What others mean by `ipam`
-# is their own affair: azure-vnet's "azure-cns" is no program.
+# Executables that run the IPAM plugin of their config from CNI_PATH (CNI spec section 4). In configs of others `ipam`
+# may have another meaning: azure-vnet's "azure-cns" is no executable.
 DELEGATES_IPAM = frozenset(
     ("bridge", "dummy", "host-device", "ib-sriov", "ipoib", "ipvlan", "macvlan", "ovs", "ptp", "sriov", "tap", "vlan",
      "vrf-device", "accelerated-bridge")
 )  # fmt: skip
 ENTRY_POINTS = "multus_py.delegates"
-# Set for whatever we execute: a chain that comes back to us is refused at the door.
+# Set in the environment of every executable: a chain that calls multus-py again is refused by its entry point.
 DEPTH = "MULTUS_PY_DEPTH"
-_STDERR_KEPT = 2000  # characters of a plugin's stderr that go into an error
+_STDERR_LIMIT = 2000  # characters of a plugin's stderr that go into an error
+_OPERATIONS = {"DEL": "delete", "CHECK": "check", "STATUS": "status"}  # functions of a native delegate
 
 
 @dataclass(frozen=True)
@@ -62,32 +62,38 @@ class Plugins:
     root: str = "/"
 
     def run(self, plugin_type: str, call: Call) -> dict[str, Any] | None:
-        """Run one plugin for *call*; return the result of ADD as the plugin said it, None for the other verbs."""
-        chosen = self.choose(plugin_type, call)  # what is not there is not observed: its name may be any word
-        if self.observed is None:
-            return self._run(chosen, plugin_type, call)
+        """Run one plugin for *call*; return the result of ADD as the plugin returned it, None for the other verbs."""
+        chosen = self.choose(plugin_type, call)  # outside of what is observed: an unknown type would become a label
         started, code = time.monotonic(), 0
         try:
-            return self._run(chosen, plugin_type, call)
+            if isinstance(chosen, Path):
+                return self._run_executable(plugin_type, chosen, call)
+            request = Request(call, self._run_for_delegate, self.root)
+            try:
+                if call.verb == "ADD":
+                    return results.write(chosen.add(request), call.version)
+                if operation := _OPERATIONS.get(call.verb):
+                    getattr(chosen, operation)(request)
+            except (Exception, SystemExit) as cause:
+                raise _delegate_error(plugin_type, cause) from cause
         except CniError as error:
             code = error.code
             raise
         finally:
-            self.observed(plugin_type, call.verb, time.monotonic() - started, code)
+            if self.observed:
+                self.observed(plugin_type, call.verb, time.monotonic() - started, code)
+        return None
 
-    def _run(self, chosen: Delegate | Path, plugin_type: str, call: Call) -> dict[str, Any] | None:
-        if not isinstance(chosen, Path):
-            return self._native(chosen, plugin_type, call)
-        said = self._execute(plugin_type, chosen, call)
+    def _run_executable(self, plugin_type: str, path: Path, call: Call) -> dict[str, Any] | None:
+        result = self._execute(plugin_type, path, call)
         if call.verb == "DEL":
             self._release_skipped(plugin_type, call)
-        return said
+        return result
 
     def _release_skipped(self, plugin_type: str, call: Call) -> None:
-        """Give the addresses back of an interface whose namespace is gone: some executables then confirm at once.
+        """Run DEL of the IPAM plugin when the namespace is gone: some executables then return success without doing it.
 
-        Which IPAM plugin it was is in the config, and that plugin has nothing to give back itself; one that is neither
-        ours nor on CNI_PATH is that executable's own affair.
+        An IPAM plugin that is the plugin itself is not run again, nor one that is neither native nor on CNI_PATH.
         """
         ipam = call.config.get("ipam")
         kind = ipam.get("type") if isinstance(ipam, Mapping) else None
@@ -99,26 +105,29 @@ class Plugins:
             return
         try:
             self.run(kind, call)
-        except CniError as trouble:
+        except CniError as error:
             if plugin_type in DELEGATES_IPAM:
                 raise
-            # What others write into 'ipam' may be half a config: they confirmed, and know better.
-            log.info("plugin %s confirmed DEL, IPAM plugin %s did not: %s", plugin_type, kind, trouble)
+            # The 'ipam' of other plugins may be an incomplete config: their own success counts.
+            log.info("plugin %s confirmed DEL, IPAM plugin %s did not: %s", plugin_type, kind, error)
 
     def refuse_unfit(self, plugin_type: str, call: Call) -> None:
-        """Raise what the verb of *call* would say of this plugin's config alone, its IPAM plugin's included."""
+        """Raise what the verb of *call* would raise for this plugin's config alone, its IPAM plugin's included."""
         chosen = self.choose(plugin_type, call)
         ipam = call.config.get("ipam")
         if not isinstance(chosen, Path):
             if parse := getattr(chosen, "parse", None):
-                self._told(plugin_type, lambda: parse(call))
+                try:
+                    parse(call)
+                except (Exception, SystemExit) as cause:
+                    raise _delegate_error(plugin_type, cause) from cause
             if isinstance(ipam, Mapping) and ipam.get("type") and ipam["type"] != plugin_type:
                 self.refuse_unfit(ipam["type"], call)
         elif ipam is not None and plugin_type in DELEGATES_IPAM:
             self._refuse_unfit_ipam(plugin_type, ipam, call)
 
     def _refuse_unfit_ipam(self, plugin_type: str, ipam: object, call: Call) -> None:
-        """Raise when an executable would not find its IPAM plugin: it starts it itself, from CNI_PATH."""
+        """Raise when an executable would not find its IPAM plugin, which it runs itself from CNI_PATH."""
         where = f"plugin {plugin_type}: ipam"
         if not isinstance(ipam, Mapping):
             raise CniError(Code.INVALID_CONFIG, f"{where} must be an object, it is {ipam!r:.80}", "or leave it out")
@@ -139,11 +148,14 @@ class Plugins:
         return not ipam_type or not isinstance(self.choose(ipam_type, call), Path)
 
     def choose(self, plugin_type: str, call: Call) -> Delegate | Path:
-        """Return the native delegate when it knows every key, else the executable; code 7 or 5 if there is neither."""
-        names.plugin_type(plugin_type, "plugin")  # an IPAM plugin's type comes from a config's depth: checked here
-        delegate = None if self.backend == "exec" else self._told(plugin_type, lambda: _native_delegate(plugin_type))
-        strange = unknown(call.config, delegate.SCHEMA) if delegate else []
-        if delegate and not strange:
+        """Return the native delegate when it supports every key, else the executable; code 7 or 5 without either."""
+        names.plugin_type(plugin_type, "plugin")  # here, because the type of an IPAM plugin is nested in a config
+        try:
+            delegate = None if self.backend == "exec" else _native_delegate(plugin_type)
+        except (Exception, SystemExit) as cause:
+            raise _delegate_error(plugin_type, cause) from cause
+        unsupported = unknown(call.config, delegate.SCHEMA) if delegate else []
+        if delegate and not unsupported:
             return delegate
         path = None if self.backend == "builtin" else self.executables.find(plugin_type, call.path)
         if path:
@@ -151,12 +163,12 @@ class Plugins:
         if delegate:
             raise CniError(
                 Code.INVALID_CONFIG,
-                f"plugin {plugin_type}: the native delegate does not know {', '.join(strange)}",
+                f"plugin {plugin_type}: the native delegate does not know {', '.join(unsupported)}",
                 "the backend is 'builtin': allow executables with delegateBackend 'auto'"
                 if self.backend == "builtin"
                 else f"and there is no executable {plugin_type!r} in {':'.join(call.path) or 'CNI_PATH'}",
             )
-        # Not with the words "not found": containerd takes a DEL error that has them for success.
+        # Without the words "not found": containerd treats a DEL error that contains them as success.
         raise CniError(
             Code.IO,
             f"plugin {plugin_type}: there is no such plugin",
@@ -165,28 +177,8 @@ class Plugins:
             else f"no executable of this name in {':'.join(call.path) or 'CNI_PATH, which is empty'}",
         )
 
-    def _native(self, delegate: Delegate, plugin_type: str, call: Call) -> dict[str, Any] | None:
-        request = Request(call, self._ask, self.root)
-        if call.verb == "ADD":
-            return self._told(plugin_type, lambda: results.write(delegate.add(request), call.version))
-        verb = {"DEL": delegate.delete, "CHECK": delegate.check, "STATUS": delegate.status}.get(call.verb)
-        return self._told(plugin_type, lambda: verb(request)) if verb else None
-
-    @staticmethod
-    def _told(plugin_type: str, deed: Callable[[], T]) -> T:
-        """Do what a delegate does; whatever it raises becomes a `CniError` that names the plugin."""
-        doing = f"plugin {plugin_type}"
-        try:
-            return deed()
-        except CniError as cause:
-            raise cause.with_context(doing) from cause
-        except OSError as cause:
-            raise CniError(Code.IO, f"{doing}: {cause}") from cause
-        except (Exception, SystemExit) as cause:  # a delegate of another package, or bytes that nobody foresaw
-            log.exception("%s met something that nobody expected", doing)
-            raise to_cni_error(cause).with_context(doing) from cause
-
-    def _ask(self, plugin_type: str, call: Call) -> Result | None:
+    def _run_for_delegate(self, plugin_type: str, call: Call) -> Result | None:
+        """Run another plugin on behalf of a native delegate: its IPAM plugin."""
         body = self.run(plugin_type, call)
         return None if body is None else results.read(body, call.version)
 
@@ -196,37 +188,48 @@ class Plugins:
             ended = self.executables.run(path, {**call.environment(), DEPTH: "1"}, stdin, self.timeout)
         except CniError as cause:
             raise cause.with_context(f"plugin {plugin_type}: {call.verb}") from cause
-        except (OSError, ValueError) as cause:  # an environment that no process can have, no descriptor left
+        except (OSError, ValueError) as cause:  # a NUL in the environment, no file descriptor left
             raise CniError(Code.IO, f"plugin {plugin_type}: {call.verb}: cannot run {path}: {cause}") from cause
-        said = ended.stderr.decode(errors="replace").strip()[-_STDERR_KEPT:]
+        stderr = ended.stderr.decode(errors="replace").strip()[-_STDERR_LIMIT:]
         if ended.status:
-            raise _failure(plugin_type, ended.status, ended.stdout, said)
+            raise _failure(plugin_type, ended.status, ended.stdout, stderr)
         if call.verb != "ADD":
-            return None  # some plugins print what is no JSON here: nothing is asked of it
+            return None  # some plugins print text that is not JSON here
         if len(ended.stdout) > INPUT_LIMIT or not ended.stdout.strip():
-            raise CniError(Code.DECODE, f"plugin {plugin_type}: ADD gave no usable result", said)
+            raise CniError(Code.DECODE, f"plugin {plugin_type}: ADD gave no usable result", stderr)
         try:
             body = json_object(ended.stdout, "its result")
-            results.read(body, call.version)  # what cannot be read must not get further
+            results.read(body, call.version)  # raises for a result that cannot be read
         except CniError as cause:
             raise cause.with_context(f"plugin {plugin_type}") from cause
         return body if body.get("cniVersion") else {"cniVersion": call.version, **body}
 
 
-def _failure(plugin_type: str, code: int, stdout: bytes, said: str) -> CniError:
-    """Return the plugin's own error when it printed one, else one that tells exit or signal and what stderr held."""
+def _delegate_error(plugin_type: str, cause: BaseException) -> CniError:
+    """Return the error of a native delegate as a `CniError` that names the plugin; log one that is unexpected."""
+    context = f"plugin {plugin_type}"
+    if isinstance(cause, CniError):
+        return cause.with_context(context)
+    if isinstance(cause, OSError):
+        return CniError(Code.IO, f"{context}: {cause}")
+    log.exception("%s: unexpected error", context)  # of a delegate of another package, for example
+    return to_cni_error(cause).with_context(context)
+
+
+def _failure(plugin_type: str, code: int, stdout: bytes, stderr: str) -> CniError:
+    """Return the plugin's own error when it printed one, else one with exit code or signal and standard error."""
     try:
         body = json_object(stdout[:INPUT_LIMIT], "error")
     except CniError:
         end = f"ended by {_signal(-code)}" if code < 0 else f"exit code {code}"
-        printed = stdout.decode(errors="replace").strip()[-_STDERR_KEPT:]
+        printed = stdout.decode(errors="replace").strip()[-_STDERR_LIMIT:]
         return PluginError(
             Code.INTERNAL,
             f"plugin {plugin_type}: failed without a CNI error ({end})",
-            "; ".join(filter(None, [printed, said])),
+            "; ".join(filter(None, [printed, stderr])),
         )
     error = PluginError.from_json(body, plugin_type)
-    return PluginError(error.code, error.msg, "; ".join(filter(None, [error.details, said])))
+    return PluginError(error.code, error.msg, "; ".join(filter(None, [error.details, stderr])))
 
 
 def _signal(number: int) -> str:
@@ -238,7 +241,7 @@ def _signal(number: int) -> str:
 
 
 def preload() -> None:
-    """Import every native delegate of ours, for a process that will need them more than once."""
+    """Import every native delegate of this package, for a long-running process."""
     for module in NATIVE.values():
         importlib.import_module(module)
 
@@ -249,7 +252,7 @@ def _native_delegate(plugin_type: str) -> Delegate | None:
 
 @cache
 def _imported(plugin_type: str) -> Delegate:
-    """Return a delegate that is there: what is remembered is not what users name, but what was found."""
+    """Return an existing delegate: the cache has those that were found, not every name that is asked for."""
     module = NATIVE.get(plugin_type)
     return cast(Delegate, importlib.import_module(module) if module else _third_party()[plugin_type].load())
 
@@ -257,6 +260,6 @@ def _imported(plugin_type: str) -> Delegate:
 @cache
 def _third_party() -> "Mapping[str, EntryPoint]":
     """Return the delegates that other packages added through the entry point group, by type."""
-    from importlib.metadata import entry_points  # costs milliseconds: paid only for types that are not ours
+    from importlib.metadata import entry_points  # takes milliseconds: only for other types than ours
 
     return {found.name: found for found in reversed(tuple(entry_points(group=ENTRY_POINTS)))}

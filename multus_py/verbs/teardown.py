@@ -196,7 +196,7 @@ def _rename(attachment: Attachment, names: Sequence[str], call: Call, node: Node
 
     Interfaces share an address (ipvlan, a VLAN and what it is on), and what has none, as `lo`, has zeros.
     """
-    result = node.chain.result(attachment, call)
+    result = node.chain.cached_result(attachment, call)
     there = result.interfaces if result else ()
     mac = next((one.mac.lower() for one in there if one.name == attachment.ifname and one.sandbox), "")
     with netlink.open(call.netns) as kernel:

@@ -43,7 +43,7 @@ def test_what_the_device_plugin_tells_is_offered_read_and_removed(tmp_path, capa
     told_by_plugin(tmp_path, PCI)
     mask = os.umask(0o077)
     try:
-        device_info.offer(capabilities, VF, tmp_path)
+        device_info.provide(capabilities, VF, tmp_path)
     finally:
         os.umask(mask)
     path = tmp_path / "cni/ns-net-c1_net1"
@@ -61,7 +61,7 @@ def test_nothing_older_stays(tmp_path, capabilities):
     for device in (VF, None):
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(PCI))
-        device_info.offer(capabilities, device, tmp_path)
+        device_info.provide(capabilities, device, tmp_path)
         assert not path.exists()
 
 
@@ -70,7 +70,7 @@ def test_a_damaged_file_is_an_error_with_its_path(tmp_path, capabilities, body):
     """Nothing of it reaches a network's plugin or the pod."""
     told_by_plugin(tmp_path, body)
     with pytest.raises(CniError, match=r"intel\.com-vf"):
-        device_info.offer(capabilities, VF, tmp_path)
+        device_info.provide(capabilities, VF, tmp_path)
     assert device_info.read(capabilities, tmp_path) is None
 
 
@@ -85,7 +85,7 @@ def test_a_file_that_is_not_ours_is_let_be(tmp_path, path):
         (tmp_path / name).write_text(json.dumps(PCI))
     named = {device_info.CAPABILITY: path.format(root=tmp_path) if isinstance(path, str) else path}
     told_by_plugin(tmp_path, PCI)
-    device_info.offer(named, VF, tmp_path)
+    device_info.provide(named, VF, tmp_path)
     assert device_info.read(named, tmp_path) is None
     device_info.remove(named, tmp_path)
     assert (tmp_path / "x").exists()

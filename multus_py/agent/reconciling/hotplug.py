@@ -98,10 +98,10 @@ def _attach(
 ) -> list[attach.AttachedNetwork]:
     """Attach the last of *attachments*, the others are there; return all with their results."""
     *before, new = attachments
-    attach.attach_one(page, before, new, call, node)
+    attach.attach_networks(page, [new], call, node, existing=before)
     page.set_progress(new, *complete_progress(new))
     claimed = default_route.claims(attachments)  # a default route that comes with the new one yields to those before it
-    return attach.settle_default_routes(attach.cached_results(attachments, call, node), claimed, call, node)
+    return attach.apply_default_routes(attach.cached_results(attachments, call, node), claimed, call, node)
 
 
 def _take_back(page: SandboxFile, before: Entry, call: Call, node: Node) -> None:

@@ -278,7 +278,7 @@ def heal(entry: Entry, node: Node, pod: Pod) -> None:
                 node.chain.add(attachment, call)
                 page.write_progress(attachment, *complete_progress(attachment))
                 log.info("sandbox %s: %s attached again", entry.container_id, attachment.ifname)
-        told = attach.settle_default_routes(
+        told = attach.apply_default_routes(
             attach.cached_results(there, call, node), default_route.claims(there), call, node
         )
         attach.publish_status(told, call.netns, node, pod)
