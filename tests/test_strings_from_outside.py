@@ -347,7 +347,7 @@ def test_an_event_is_one_line(tmp_path):
     store = Manifests(tmp_path, tmp_path / "state")
     store.event(Pod("default", "p"), "Warning", "FailedAttach", FORGED)
     (event,) = store.events(PodRef("default", "p"))
-    written = ApiServer("/none", 1).written(Pod("default", "p"), "Warning", "FailedAttach", FORGED)
+    written = ApiServer("/none", 1).build_event(Pod("default", "p"), "Warning", "FailedAttach", FORGED)
     assert one_line(FORGED) == event.message == (written.body or {})["message"]
     assert event.message.isprintable()
 
