@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is on disk of a sandbox: journal, kept results, spool, delegates files. Nothing here calls a plugin."""
+"""State on disk of sandboxes: journal, cached results, spool, delegates files. Nothing here runs a plugin."""

@@ -30,39 +30,39 @@ from multus_py.state.journal_entry import (
 log = logging.getLogger("multus_py")
 
 _DAMAGED = ".damaged"
-_OPEN_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW  # O_CREAT sees a dangling link, a plain open does not
+_OPEN_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW  # a dangling link: exists for O_EXCL, not for open
 
 
 @dataclass
 class SandboxFile:
-    """The journal's page of one sandbox, while this process holds its lock. *entry* is what stands on it."""
+    """The journal file of one sandbox, locked by this process. *entry* is its content, None when it has none."""
 
     path: Path
     descriptor: int
     entry: Entry | None = None
     damaged: bool = False
-    unreadable: bool = False  # *damaged* because the disk did not give it: what stands there may be whole
-    _end: int = 0  # of the last whole line
-    _torn: bool = False  # something that is no whole line stands behind it
-    _untold: dict[str, Progress] = field(default_factory=dict)
+    unreadable: bool = False  # *damaged* because of a read error: its content may be intact
+    _end: int = 0  # of the last complete line
+    _torn: bool = False  # an incomplete line follows it
+    _unwritten: dict[str, Progress] = field(default_factory=dict)
 
     def load(self) -> None:
-        """Read what stands on the page; one that cannot be trusted, or not be read, is marked *damaged*."""
+        """Read the file; mark it *damaged* when it is corrupt or cannot be read."""
         try:
             text = self._text()
             self._end = text.rfind(b"\n") + 1
             self._torn = self._end < len(text)
             self.entry = decode(text)
-        except (DamagedEntry, OSError) as trouble:
-            log.warning("journal %s: %s", self.path.name, trouble)
-            self.damaged, self.unreadable = True, isinstance(trouble, OSError)
+        except (DamagedEntry, OSError) as error:
+            log.warning("journal %s: %s", self.path.name, error)
+            self.damaged, self.unreadable = True, isinstance(error, OSError)
             self._end, self._torn = 0, True
 
     def _text(self) -> bytes:
         return os.pread(self.descriptor, os.fstat(self.descriptor).st_size, 0)
 
     def write(self, entry: Entry) -> None:
-        """Put *entry* on disk for good: one fsync. Of a torn line nothing was done yet: the one before counts."""
+        """Append *entry*, with one fsync. Until it is complete nothing is attached: the entry before it counts."""
         try:
             self._append(encode(entry))
             os.fsync(self.descriptor)
@@ -73,12 +73,12 @@ class SandboxFile:
         self.entry, self.damaged = entry, False
 
     def _append(self, line: bytes) -> None:
-        """Write a line behind the last whole one; what a killed or refused writer left there goes first."""
+        """Write a line after the last complete one; remove first what an interrupted write left there."""
         if self._torn:
             os.ftruncate(self.descriptor, self._end)
         self._torn = True
         written = 0
-        while written < len(line):  # a disk that fills up takes a part first, and says so at the next piece
+        while written < len(line):  # a disk that fills up accepts a part first, then fails
             written += os.pwrite(self.descriptor, line[written:], self._end + written)
         self._end, self._torn = self._end + len(line), False
 
@@ -87,42 +87,41 @@ class SandboxFile:
         (self.write_progress if begun > done else self.set_progress)(attachment, begun, done)
 
     def write_progress(self, attachment: Attachment, begun: int, done: int) -> None:
-        """Write down how far ADD came in a chain, before the next plugin is begun.
+        """Append the progress of ADD in a chain, before the next plugin is begun.
 
-        Not brought to the disk: what a power loss takes away was of a sandbox that it takes away, too, and DEL then
-        asks every plugin.
+        Without fsync: a power loss that removes the line removes the sandbox, too, and DEL then runs every plugin.
         """
-        self._tell({**self._untold, attachment.ifname: Progress(begun, done)})
+        self._append_progress({**self._unwritten, attachment.ifname: Progress(begun, done)})
 
     def set_progress(self, attachment: Attachment, begun: int, done: int) -> None:
-        """Keep how far ADD came in a chain, to be written down with what is begun next."""
-        self._untold[attachment.ifname] = Progress(begun, done)
+        """Set the progress of ADD in a chain; it is written together with the next one."""
+        self._unwritten[attachment.ifname] = Progress(begun, done)
         if self.entry:
-            self.entry = replace(self.entry, progress={**self.entry.progress, **self._untold})
+            self.entry = replace(self.entry, progress={**self.entry.progress, **self._unwritten})
 
     def write_complete(self) -> None:
-        """Write down that all of the entry came to be; what a full disk does not take, the kept results say, too."""
+        """Append that ADD completed; on a full disk nothing, the cached results prove it as well."""
         if self.entry:
             with suppress(CniError):
-                self._tell({one.ifname: complete_progress(one) for one in self.entry.attachments})
+                self._append_progress({item.ifname: complete_progress(item) for item in self.entry.attachments})
 
-    def _tell(self, progress: Mapping[str, Progress]) -> None:
+    def _append_progress(self, progress: Mapping[str, Progress]) -> None:
         try:
             self._append(encode_progress(progress))
         except OSError as cause:
             raise CniError(Code.IO, f"cannot write the journal {self.path}: {cause.strerror}") from cause
-        self._untold = {}
+        self._unwritten = {}
         if self.entry:
             self.entry = replace(self.entry, progress={**self.entry.progress, **progress})
 
     def save_damaged_copy(self) -> None:
-        """Keep a copy of a damaged page beside it until the sandbox's DEL is confirmed, if the disk takes one."""
+        """Copy a damaged file to `….damaged`, which stays until DEL succeeds; a full disk gets no copy."""
         with suppress(OSError):
             self.path.with_name(self.path.name + _DAMAGED).write_bytes(self._text())
 
     def clear(self) -> None:
-        """Forget the sandbox: every delegate confirmed. The file goes when the page is closed."""
-        # Not here: once its name is free another process has a page of its own under it, and the next unlink hits that.
+        """Empty the file: DEL succeeded. `lock_sandbox` removes it before it releases the lock."""
+        # Not here: another process could create the file anew, and the unlink at the end would remove that one.
         try:
             os.ftruncate(self.descriptor, 0)
             self.path.with_name(self.path.name + _DAMAGED).unlink(missing_ok=True)
@@ -133,42 +132,42 @@ class SandboxFile:
 
 @dataclass(frozen=True)
 class Journal:
-    """The folder of pages."""
+    """The folder of the journal files."""
 
     folder: Path
 
     @contextmanager
     def lock_sandbox(self, container_id: str, ifname: str, *, wait: bool = True) -> Iterator[SandboxFile]:
-        """Open and lock the page of a sandbox; with `wait=False` raise code 11 when another process holds it."""
+        """Lock a sandbox by its file; with `wait=False` raise code 11 when another process has the lock."""
         path = self.folder / f"{container_id}@{ifname}"
         try:
-            descriptor, fresh = _locked(path, wait)
+            descriptor, created = _open_locked(path, wait)
         except BlockingIOError as cause:
             raise CniError(Code.TRY_AGAIN, f"sandbox {path.name} is being worked on by another process") from cause
         except OSError as cause:
             raise CniError(Code.IO, f"cannot open the journal {path}: {cause.strerror}") from cause
-        page = SandboxFile(path, descriptor)
+        file = SandboxFile(path, descriptor)
         try:
-            if not fresh:
-                page.load()
-            yield page
+            if not created:
+                file.load()
+            yield file
         finally:
             try:
-                if page.entry is None and not page.damaged:
-                    with suppress(OSError):  # an empty page is damaged to the next reader, whose DEL drops it
-                        page.path.unlink(missing_ok=True)
+                if file.entry is None and not file.damaged:
+                    with suppress(OSError):  # an empty file counts as damaged: the next DEL removes it
+                        file.path.unlink(missing_ok=True)
             finally:
                 os.close(descriptor)
 
     def read(self, container_id: str, ifname: str) -> Entry:
-        """Return what stands on a page, without waiting for its lock; `DamagedEntry` when it cannot be trusted."""
+        """Return the entry of a sandbox, without its lock; `DamagedEntry` when the file is corrupt."""
         try:
             return decode(small_files.read(self.folder / f"{container_id}@{ifname}"))
         except OSError as cause:
             raise CniError(Code.IO, f"cannot read the journal: {cause}") from cause
 
     def sandboxes(self) -> list[tuple[str, str]]:
-        """Return (container id, interface) of every page, damaged ones too."""
+        """Return (container id, interface) of every file, damaged ones included."""
         try:
             found = sorted(name for name in os.listdir(self.folder) if not name.endswith(_DAMAGED))  # noqa: PTH208
         except FileNotFoundError:
@@ -180,8 +179,8 @@ class Journal:
 
     @contextmanager
     def lock_for_attach(self) -> Iterator[None]:
-        """Keep sweeps of networks away: what is attached meanwhile is on no list of what is in use."""
-        descriptor = self._opened()
+        """Lock the folder shared: GC of a network's plugins waits, as its list lacks what is being attached."""
+        descriptor = self._open_folder()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             yield
@@ -189,16 +188,16 @@ class Journal:
             os.close(descriptor)
 
     @contextmanager
-    def lock_for_gc(self, patience: Callable[[], bool]) -> Iterator[None]:
-        """Keep whoever attaches away for as long as a network is swept; code 11 when *patience* ends before it can."""
-        descriptor = self._opened()
+    def lock_for_gc(self, keep_waiting: Callable[[], bool]) -> Iterator[None]:
+        """Lock the folder exclusively: every ADD waits. Code 11 when *keep_waiting* returns false before it is free."""
+        descriptor = self._open_folder()
         try:
             while True:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError as cause:
-                    if not patience():
+                    if not keep_waiting():
                         raise CniError(
                             Code.TRY_AGAIN, "pods are being attached all the time", "it is tried again"
                         ) from cause
@@ -206,7 +205,7 @@ class Journal:
         finally:
             os.close(descriptor)
 
-    def _opened(self) -> int:
+    def _open_folder(self) -> int:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         try:
             try:
@@ -218,24 +217,24 @@ class Journal:
             raise CniError(Code.IO, f"cannot open the journal {self.folder}: {cause.strerror}") from cause
 
 
-def _locked(path: Path, wait: bool) -> tuple[int, bool]:
-    """Open and lock *path*; return the descriptor, and whether the file was made just now."""
+def _open_locked(path: Path, wait: bool) -> tuple[int, bool]:
+    """Open and lock *path*; return the file descriptor, and whether the file was created."""
     while True:
         try:
-            descriptor, fresh = os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600), True
+            descriptor, created = os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600), True
         except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             continue
         except FileExistsError:
             try:
-                descriptor, fresh = os.open(path, _OPEN_FLAGS), False
+                descriptor, created = os.open(path, _OPEN_FLAGS), False
             except FileNotFoundError:
                 continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            # The holder before us may have removed the file that we waited for: then ours is a page of no book.
+            # The process that had the lock may have removed the file meanwhile: then start again.
             if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor, fresh
+                return descriptor, created
         except FileNotFoundError:
             pass
         except BaseException:

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Progress(NamedTuple):
-    """How far ADD came in a chain: how many of its plugins were begun, and how many of these came to be."""
+    """How far ADD came in a chain: how many of its plugins were begun, and how many of these completed."""
 
     begun: int
     done: int
@@ -38,9 +38,9 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Failure:
-    """A network whose ADD did not come to be and whose DEL fails: it may hold something, and nobody waits for it.
+    """A network whose ADD did not complete and whose DEL fails: it may leak resources, and no runtime waits for it.
 
-    *begun* is how many of its plugins ADD began, *tries* how often DEL was tried, *since* when first (Unix seconds).
+    *begun* is how many of its plugins ADD began, *tries* how often DEL was tried, *since* the first (Unix seconds).
     """
 
     attachment: Attachment
@@ -51,17 +51,17 @@ class Failure:
 
     @property
     def is_final(self) -> bool:
-        """Tell whether it is not tried any more."""
+        """Tell whether it is not tried again."""
         return self.tries >= FINAL_TRIES
 
 
 @dataclass(frozen=True)
 class Entry:
-    """All that is known of one sandbox: what it has or is to have, and what could not be taken back.
+    """All that is recorded of one sandbox: what it has or is to have, and what could not be rolled back.
 
-    *network* is the name of our own config that the runtime called with; *boot* the kernel's id of the boot it was in,
-    after which no namespace of it can be left, *since* the seconds since that boot. *progress* is by interface; an
-    attachment without one was not begun. *failures* are no part of the sandbox any more. *path* is the CNI_PATH that
+    *network* is the name of our own config that the runtime called with; *boot* the id of the boot it was in,
+    after which none of its namespaces exists, *since* the seconds since that boot. *progress* is by interface; an
+    attachment without one was not begun. *failures* are not part of the sandbox. *path* is the CNI_PATH that
     its plugins were found on.
     """
 
@@ -78,23 +78,23 @@ class Entry:
     path: tuple[str, ...] = ()
 
     def progress_of(self, attachment: Attachment) -> Progress:
-        """Return how far ADD came in the chain of an attachment: at least, when the machine went down meanwhile."""
+        """Return the progress of an attachment; after a reboot all its plugins count as begun."""
         begun, done = self.progress.get(attachment.ifname, (0, 0))
         return Progress(begun, done) if self.boot == boot_id() else Progress(uncertain_progress(attachment).begun, done)
 
     def is_gone(self, root: Path = Path("/")) -> bool:
-        """Tell whether the sandbox's namespace is surely gone: of another boot, or proved by its path.
+        """Tell whether the sandbox's namespace certainly does not exist: of another boot, or by its path.
 
-        *root* is where the node's files are seen.
+        *root* is the node's root as this process sees it.
         """
         return bool(self.boot and self.boot != boot_id()) or is_namespace_gone(self.netns, root)
 
 
 def is_namespace_gone(netns: str, root: Path = Path("/")) -> bool:
-    """Tell whether there is surely no namespace at *netns*: its folder is there and it is not.
+    """Tell whether there is certainly no namespace at *netns*: its folder exists and it does not.
 
-    A folder that is not there may be one that we cannot see: that proves nothing. A process is seen by whoever is in
-    the machine's first namespace of processes.
+    A folder that does not exist proves nothing: it may be mounted elsewhere. Whether a process exists is certain only
+    in the initial PID namespace.
     """
     path = host_root.within(root, netns) if netns else root
     if not netns or path.exists():
@@ -105,22 +105,22 @@ def is_namespace_gone(netns: str, root: Path = Path("/")) -> bool:
 
 
 def complete_progress(attachment: Attachment) -> Progress:
-    """Return the progress of a chain that came to be whole."""
+    """Return the progress of a chain whose ADD completed."""
     return Progress(len(attachment.conflist.plugins), len(attachment.conflist.plugins))
 
 
 def uncertain_progress(attachment: Attachment) -> Progress:
-    """Return the progress of a chain of which nobody knows what came to be."""
+    """Return the progress of a chain that may have been begun, and none of whose plugins is known to have completed."""
     return Progress(len(attachment.conflist.plugins), 0)
 
 
 class DamagedEntry(CniError):
-    """An entry that cannot be trusted: empty, cut short or changed."""
+    """An entry that is empty, truncated or corrupt."""
 
 
 @cache
 def boot_id() -> str:
-    """Return the id of this boot, "" where the kernel tells none (Documentation/admin-guide/sysctl/kernel.rst)."""
+    """Return the id of this boot, "" where the kernel has none (Documentation/admin-guide/sysctl/kernel.rst)."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -128,46 +128,46 @@ def boot_id() -> str:
 
 
 def uptime() -> float:
-    """Return the seconds since this boot: the one clock that nobody sets (CLOCK_BOOTTIME)."""
+    """Return the seconds since this boot (CLOCK_BOOTTIME, which no clock adjustment changes)."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _sees_all_processes() -> bool:
     try:
-        return os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE  # noqa: PTH116  a link that leads to no path
+        return os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE  # noqa: PTH116  a magic link, without a path
     except OSError:
         return False
 
 
 def decode(text: bytes) -> Entry:
     """Read a journal file; raise `DamagedEntry` when it is empty, or a complete line is corrupt or of another shape."""
-    *lines, torn = text.split(b"\n")
-    bodies = [_opened(n, line) for n, line in enumerate(lines)]
+    *lines, rest = text.split(b"\n")
+    bodies = [_verified(n, line) for n, line in enumerate(lines)]
     if not bodies:
-        raise DamagedEntry(Code.DECODE, "journal entry: cut short" if torn else "journal entry: empty")
+        raise DamagedEntry(Code.DECODE, "journal entry: cut short" if rest else "journal entry: empty")
     try:
-        told = [json.loads(body) for body in bodies]
-        last = max(n for n, body in enumerate(told) if "progress" not in body or "format" in body)
-        entry = _from_json(told[last])
-        later = {ifname: _progress(pair) for body in told[last + 1 :] for ifname, pair in body["progress"].items()}
+        records = [json.loads(body) for body in bodies]
+        last = max(n for n, body in enumerate(records) if "progress" not in body or "format" in body)
+        entry = _from_json(records[last])
+        later = {ifname: _progress(pair) for body in records[last + 1 :] for ifname, pair in body["progress"].items()}
     except (CniError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as cause:
         raise DamagedEntry(Code.DECODE, f"journal entry: {cause}") from cause
     return replace(entry, progress={**entry.progress, **later}) if later else entry
 
 
-def _opened(n: int, line: bytes) -> bytes:
-    """Return what a line says; `DamagedEntry` when its seal is broken or of a build that is newer than this one."""
-    seal, _, body = (line.removeprefix(_LINE)).partition(b" ")
-    expected = _sha256(body) if len(seal) == 64 else _seal(body)
-    if seal != expected:
-        newer = seal.isdigit() and len(seal) < 8
+def _verified(n: int, line: bytes) -> bytes:
+    """Return the JSON of a line; `DamagedEntry` when its checksum does not match or it is of a newer build."""
+    checksum, _, body = (line.removeprefix(_LINE)).partition(b" ")
+    expected = _sha256(body) if len(checksum) == 64 else _crc32(body)
+    if checksum != expected:
+        newer = checksum.isdigit() and len(checksum) < 8
         why = "is of a newer build" if newer else "was changed"
         raise DamagedEntry(Code.DECODE, f"journal entry: line {n + 1} {why}")
     return body
 
 
 def _sha256(body: bytes) -> bytes:
-    import hashlib  # loads OpenSSL, 4 ms: for pages of the first builds alone
+    import hashlib  # loads OpenSSL, 4 ms: only for files of the first builds
 
     return hashlib.sha256(body).hexdigest().encode()
 
@@ -184,10 +184,10 @@ def encode_progress(progress: Mapping[str, Progress]) -> bytes:
 
 def _checksummed(value: Mapping[str, Any]) -> bytes:
     body = json.dumps(value, separators=(",", ":")).encode()
-    return _LINE + _seal(body) + b" " + body + b"\n"
+    return _LINE + _crc32(body) + b" " + body + b"\n"
 
 
-def _seal(body: bytes) -> bytes:
+def _crc32(body: bytes) -> bytes:
     return b"%08x" % crc32(body)
 
 
@@ -268,7 +268,7 @@ def _from_json(body: Mapping[str, Any]) -> Entry:
 
 
 def _typed(kind: type[T], value: Any) -> T:
-    """Return *value*, which has to be of a kind: a seal says that it is what was written, not that we wrote it."""
+    """Return *value* if it has the type *kind*: a checksum does not prove that multus-py wrote the line."""
     if not isinstance(value, kind):
         raise TypeError(f"{value!r:.80} is not of the kind {kind.__name__}")
     return value
@@ -294,7 +294,7 @@ def _failure_from_json(body: Mapping[str, Any]) -> Failure:
     return Failure(
         attachment=_attachment_from_json(body["attachment"]),
         begun=fields.number("begun"),
-        reason=_typed(str, body["reason"]),  # of any signs: a delegate's own words
+        reason=_typed(str, body["reason"]),  # may hold any character: it is a delegate's error message
         tries=fields.number("tries"),
         since=float(body["since"]),
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results of finished attachments, in libcni's own files (`<cniDir>/results/<network>-<container>-<interface>`).
 
-Other tools read these files; we find ours by what they say, never by their names, for names may hold '-'.
+Other tools read these files; ours are found by their content, not by their names, as names may contain '-'.
 """
 
 import base64
@@ -24,7 +24,7 @@ from multus_py.plan.attachment import Attachment
 log = logging.getLogger("multus_py")
 
 _KIND = "cniCacheV1"
-_NAME_LIMIT = 250  # bytes of a file's name, with room for the dot of a draft
+_NAME_LIMIT = 250  # bytes of a file name, with room for the dot of the temporary file
 _DIGEST = "sha256-"
 
 
@@ -35,7 +35,7 @@ class ResultCache:
     folder: Path
 
     def store(self, attachment: Attachment, container_id: str, netns: str, result: Mapping[str, Any]) -> None:
-        """Write the result of an attachment, whole or not at all."""
+        """Write the result of an attachment atomically."""
         conf = attachment.conflist
         written = (
             dict(conf.plugins[0]) | {"cniVersion": conf.version, "name": conf.name} if conf.single else conf.to_json()
@@ -53,12 +53,12 @@ class ResultCache:
         }
         path = self._path(attachment, container_id)
         try:
-            small_files.put(path, _draft(path), json.dumps(body).encode())
+            small_files.put(path, _temporary(path), json.dumps(body).encode())
         except OSError as cause:
             raise CniError(Code.IO, f"cannot keep the result {path}: {cause.strerror}") from cause
 
     def result(self, attachment: Attachment, container_id: str) -> dict[str, Any] | None:
-        """Return the kept result; None when there is none or the file is damaged (DEL goes on without)."""
+        """Return the cached result; None when there is none or the file is damaged (DEL continues without it)."""
         try:
             body = json_object(small_files.read(self._path(attachment, container_id)), "kept result")
         except (OSError, CniError):
@@ -67,35 +67,37 @@ class ResultCache:
         return result if body.get("kind") == _KIND and isinstance(result, dict) else None
 
     def remove(self, attachment: Attachment, container_id: str) -> None:
-        """Forget the result of an attachment."""
+        """Remove the result of an attachment."""
         path = self._path(attachment, container_id)
         try:
-            _draft(path).unlink(missing_ok=True)
+            _temporary(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
         except OSError as cause:
-            raise CniError(Code.IO, f"cannot drop the result {path}: {cause.strerror}") from cause
+            raise CniError(Code.IO, f"cannot remove the result {path}: {cause.strerror}") from cause
 
     def has(self, attachment: Attachment, container_id: str) -> bool:
-        """Tell whether a result is kept, even one that cannot be read: then the attachment came to be."""
+        """Tell whether a result is cached, even one that cannot be read: then ADD completed."""
         return self._path(attachment, container_id).exists()
 
-    def attachments(self, container_id: str, primary: str, but: Iterable[Attachment] = ()) -> tuple[Attachment, ...]:
-        """Rebuild what is known of a sandbox from its results: the interface *primary* first, then by name.
+    def attachments(
+        self, container_id: str, primary: str, exclude: Iterable[Attachment] = ()
+    ) -> tuple[Attachment, ...]:
+        """Rebuild the attachments of a sandbox from its results: the interface *primary* first, then by name.
 
-        The results of *but* are not read: those attachments are known.
+        The results of the attachments in *exclude* are not read.
         """
-        known = {self._path(one, container_id).name for one in but}
-        mine = [name for name in self._names(container_id) if name not in known]
-        found = [attachment for owner, attachment in self._readable(mine) if owner == container_id]
+        excluded = {self._path(attachment, container_id).name for attachment in exclude}
+        files = [name for name in self._names(container_id) if name not in excluded]
+        found = [attachment for owner, attachment in self._readable(files) if owner == container_id]
         order = sorted(found, key=lambda item: (item.ifname != primary, len(item.ifname), item.ifname))
         return tuple(replace(item, primary=item.ifname == primary) for item in order)
 
     def sandboxes(self) -> set[str]:
-        """Return the container ids that results are kept for."""
+        """Return the container ids that have cached results."""
         return {owner for owner, _ in self._readable(self._names())}
 
     def namespaces(self, container_id: str) -> set[str]:
-        """Return the paths of the namespaces that the results of a sandbox name."""
+        """Return the namespace paths in the results of a sandbox."""
         found = set()
         for name in self._names(container_id):
             with suppress(OSError, CniError):
@@ -105,12 +107,12 @@ class ResultCache:
         return found
 
     def _names(self, container_id: str = "") -> list[str]:
-        """Return the files' names: all, or those that may be of one container."""
+        """Return the file names: all, or those that may be of one container."""
         try:
             found = sorted(name for name in os.listdir(self.folder) if not name.startswith("."))  # noqa: PTH208
         except FileNotFoundError:
             return []
-        except OSError as cause:  # DEL goes on without, as it does without one of them
+        except OSError as cause:  # DEL continues without them
             log.warning("cannot read the kept results %s: %s", self.folder, cause.strerror)
             return []
         part = f"-{container_id}-" if container_id else ""
@@ -122,22 +124,22 @@ class ResultCache:
                 yield decode(small_files.read(self.folder / name))
 
     def _path(self, attachment: Attachment, container_id: str) -> Path:
-        """Return libcni's name for the file, or a digest of it where it is longer than a file's name may be."""
+        """Return libcni's path of the file, with a digest where the name would be too long."""
         name = f"{attachment.conflist.name}-{container_id}-{attachment.ifname}"
         if len(name.encode(errors="surrogateescape")) > _NAME_LIMIT:
-            import hashlib  # loads OpenSSL: 4 ms and a megabyte that hardly ever are needed
+            import hashlib  # loads OpenSSL, 4 ms and a megabyte: rarely needed
 
             name = _DIGEST + hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
         return self.folder / name
 
 
-def _draft(path: Path) -> Path:
-    """Return where a result is written before it gets its name; whoever holds the sandbox's page is alone with it."""
+def _temporary(path: Path) -> Path:
+    """Return the temporary file of a result; the lock of the sandbox protects it."""
     return path.with_name("." + path.name)
 
 
 def decode(text: bytes) -> tuple[str, Attachment]:
-    """Read a result file: whose it is, and the attachment it tells of. CniError when it is not one of libcni's."""
+    """Read a result file: container id and attachment. CniError when it is not a file of libcni's."""
     body = json_object(text, "kept result")
     fields = Fields(body, "kept result")
     if fields.text("kind") != _KIND:

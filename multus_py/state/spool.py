@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DELs that the shim could not hand over, one file each, in the order they came; read and removed here."""
+"""The spool: one file for each DEL that the shim could not send to the daemon, in order; read and removed here."""
 
 import base64
 import binascii
@@ -24,10 +24,10 @@ _DAMAGED = ".damaged"
 
 @dataclass(frozen=True)
 class Tombstone:
-    """One DEL as the runtime made it: environment and standard input, and when.
+    """One DEL as the runtime sent it: environment, standard input and time.
 
-    *time* is in seconds since the epoch. *boot* names the kernel's life and *since* the seconds since it began, by the
-    clock that nobody sets: "" and 0 from shims that did not write them.
+    *time* is in seconds since the epoch. *boot* is the boot id and *since* the seconds since that boot
+    (CLOCK_BOOTTIME): "" and 0 from shims that did not write them.
     """
 
     path: Path
@@ -38,18 +38,18 @@ class Tombstone:
     since: float = 0.0
 
     def remove(self) -> None:
-        """The DEL was confirmed."""
-        with suppress(OSError):  # read-only or damaged: it is tried again, DEL may come twice
+        """Remove the file: the DEL succeeded."""
+        with suppress(OSError):  # a read-only file system: it is replayed again, DEL is idempotent
             self.path.unlink(missing_ok=True)
 
-    def is_older(self, book: Journal, call: Call) -> bool:
-        """Tell whether the sandbox was attached anew since: some runtimes use a container id again."""
+    def is_older(self, records: Journal, call: Call) -> bool:
+        """Tell whether the sandbox was attached again since: some runtimes reuse a container id."""
         try:
-            entry = book.read(call.container_id, call.ifname)
+            entry = records.read(call.container_id, call.ifname)
         except CniError:
             return False
         if not entry.since or entry.boot != journal_entry.boot_id():
-            return False  # a page of an earlier build or boot is no newer attachment
+            return False  # an entry of an earlier build or boot is not newer
         if self.boot:
             return self.boot != entry.boot or self.since < entry.since
         return self.time < time.time() - journal_entry.uptime() + entry.since
@@ -57,14 +57,14 @@ class Tombstone:
 
 @dataclass(frozen=True)
 class Spool:
-    """The folder that shims write to while the daemon is away."""
+    """The folder that shims write to while the daemon does not answer."""
 
     folder: Path
 
     def read(self, path: Path) -> Tombstone | None:
-        """Return what a file holds; None when it is gone, or is no tombstone: then it is set aside and logged.
+        """Return the tombstone of a file; None when it is gone, or is no tombstone: then it is renamed and logged.
 
-        OSError when it cannot be read: it may be a DEL like any other.
+        OSError when it cannot be read: it may be a valid DEL.
         """
         try:
             return decode(small_files.read(path), path)
@@ -72,7 +72,7 @@ class Spool:
             return None
         except (IsADirectoryError, CniError) as error:
             log.warning("spool: %s: %s; it is kept as %s", path.name, error, path.name + _DAMAGED)
-            with suppress(OSError):  # the next look tries again
+            with suppress(OSError):  # the next read tries again
                 path.rename(path.with_name(path.name + _DAMAGED))
             return None
 
@@ -80,7 +80,7 @@ class Spool:
         return len(self.files())
 
     def files(self) -> list[Path]:
-        """Return the tombstones' files, oldest first."""
+        """Return the files of the tombstones, oldest first."""
         try:
             return sorted(path for path in self.folder.iterdir() if path.suffix == ".json" and path.name[0] != ".")
         except OSError:
@@ -88,14 +88,14 @@ class Spool:
 
 
 def decode(text: bytes, path: Path) -> Tombstone:
-    """Read a tombstone: `env`, `config` in base64, `time`, and `boot` and `since` (code 6 when it is none)."""
+    """Read a tombstone: `env`, `config` in base64, `time`, and `boot` and `since` (code 6 when it is not one)."""
     env, stdin = request(text)
     body = json.loads(text)
     when, boot, since = body.get("time"), body.get("boot", ""), body.get("since", 0.0)
     if not _is_number(when) or not _is_number(since) or not isinstance(boot, str):
         raise CniError(Code.DECODE, "the tombstone has no 'time', or no usable 'boot' and 'since'")
     if boot and boot != journal_entry.boot_id():
-        env = {**env, "CNI_NETNS": ""}  # no namespace outlives its boot: a path that leads to one leads to another's
+        env = {**env, "CNI_NETNS": ""}  # namespaces end with the boot: the path may lead to another one
     return Tombstone(path, env, stdin, when, boot, since)
 
 
@@ -104,7 +104,7 @@ def _is_number(value: object) -> bool:
 
 
 def request(text: bytes) -> tuple[dict[str, str], bytes]:
-    """Read the body of a call as shims write it: `{"env": {...}, "config": "<base64>"}`; code 6 when it is none."""
+    """Read the body of a call as shims write it: `{"env": {...}, "config": "<base64>"}`; code 6 when it is not one."""
     try:
         body = jsontext.parse(text)
     except (ValueError, RecursionError) as cause:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sandboxes that multus-cni attached before this node was switched over: its delegates file, `<cniDir>/<containerID>`.
+"""Sandboxes that multus-cni attached before the migration: its delegates file, `<cniDir>/<containerID>`.
 
-Two shapes exist, with and without `CNINetworkConfigList`; both hold the config for DEL as base64 under `Bytes`. The
-original writes that config stripped when it came from a list, so a kept result's own copy is preferred.
+It has two forms, with and without `CNINetworkConfigList`; both have the config for DEL as base64 under `Bytes`.
+multus-cni shortens that config when it came from a list, so the copy in a cached result is preferred.
 """
 
 import base64
@@ -19,13 +19,13 @@ from multus_py.kernel import small_files
 from multus_py.plan.attachment import Attachment
 
 
-def read_attachments(cni_dir: Path, call: Call, kept: Sequence[Attachment]) -> tuple[Attachment, ...]:
-    """Return what multus-cni attached to the sandbox of *call*; *kept* is what the kept results tell of it."""
+def read_attachments(cni_dir: Path, call: Call, cached: Sequence[Attachment]) -> tuple[Attachment, ...]:
+    """Return what multus-cni attached to the sandbox of *call*; *cached* are its attachments from cached results."""
     try:
         found = decode(small_files.read(cni_dir / call.container_id), call)
-    except (OSError, ValueError, CniError):  # a runtime's list may hold what is no name of a file
+    except (OSError, ValueError, CniError):  # a container id in a GC list may be no valid file name
         return ()
-    results = {attachment.ifname: attachment for attachment in kept}
+    results = {attachment.ifname: attachment for attachment in cached}
     return tuple(
         replace(results[item.ifname], name=item.name, primary=item.primary) if item.ifname in results else item
         for item in found
@@ -33,7 +33,7 @@ def read_attachments(cni_dir: Path, call: Call, kept: Sequence[Attachment]) -> t
 
 
 def remove(cni_dir: Path, container_id: str) -> None:
-    """Remove the delegates file of a sandbox that is gone."""
+    """Remove the delegates file of a removed sandbox."""
     path = cni_dir / container_id
     try:
         if path.is_file():
@@ -78,9 +78,9 @@ def _attachment(n: int, fields: Fields, call: Call) -> Attachment:
 
 
 def _config(fields: Fields) -> Mapping[str, object]:
-    """Return the delegate's config: from `Bytes`, from the list's own, or from the parsed one beside them."""
-    whole = Fields(fields.table("CNINetworkConfigList"), fields.where)
-    for encoded in (whole.text("Bytes"), fields.text("Bytes")):
+    """Return the delegate's config: from the list's `Bytes`, from `Bytes`, or the parsed one."""
+    network_list = Fields(fields.table("CNINetworkConfigList"), fields.where)
+    for encoded in (network_list.text("Bytes"), fields.text("Bytes")):
         try:
             return json_object(base64.b64decode(encoded), fields.where)
         except (ValueError, CniError):
