@@ -2,6 +2,7 @@
 """A running pod whose annotation is edited, and what it then has: in the kernel, the journal and its Events."""
 
 import json
+from contextlib import nullcontext
 from typing import Any
 
 from running import Running
@@ -25,7 +26,7 @@ def interfaces(running: Running) -> tuple[list[str], list[str]]:
 
 def following(node: Node) -> DynamicAttachments:
     """Return what follows annotations on a node, without threads and lanes."""
-    return DynamicAttachments(lambda: node, lambda: True, lambda: True, lambda call, story: story())
+    return DynamicAttachments(lambda: node, lambda: True, lambda: True, lambda call: nullcontext())
 
 
 def look(running: Running, node: Node | None = None) -> bool:

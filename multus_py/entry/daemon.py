@@ -102,7 +102,10 @@ class Daemon:
             config.self_heal,
         )
         self._dynamic = DynamicAttachments(
-            self._service.own_node, lambda: self._service.config.dynamic_attachments, self._service.ready, lanes.run
+            self._service.own_node,
+            lambda: self._service.config.dynamic_attachments,
+            self._service.ready,
+            lanes.admitted,
         )
         self._seen = _stamp(path)
         self._follower = Follower(

@@ -124,10 +124,10 @@ def test_a_del_waits_for_a_del_but_never_for_an_add(monkeypatch: pytest.MonkeyPa
         call = Call(verb, container_id=sandbox, ifname="eth0", config={})
 
         def placed() -> None:
-            with lanes.place(verb):
+            with lanes.admitted(call), lanes.place(verb):
                 story()
 
-        return lambda: lanes.run(call, placed)
+        return placed
 
     def computes(word: str) -> Callable[[], None]:
         def story() -> None:

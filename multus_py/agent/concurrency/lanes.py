@@ -7,11 +7,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 from multus_py.cni.call import Call
 
-Story = Callable[[], dict[str, Any] | None]
 _TURN = 0.03  # seconds: three times what an ADD of three networks takes when it waits for nobody
 
 
@@ -107,13 +105,22 @@ class Lanes:
         self._under_way = 0
         self._idle = threading.Condition(self._lock)
 
-    def run(self, call: Call, story: Story) -> dict[str, Any] | None:
-        """Tell *story* for *call*: it takes a `place` when it has its sandbox."""
+    @contextmanager
+    def admitted(self, call: Call) -> Iterator[bool]:
+        """Count the call as under way for the time of the block, which takes a `place` when it has its sandbox.
+
+        False when a DEL of the same sandbox was under way: its outcome is this call's, an error is raised here, too.
+        """
         with self._counted():
-            if call.verb == "DEL":
-                self._delete((call.container_id, call.ifname), story)
-                return None
-            return story()
+            sandbox = (call.container_id, call.ifname)
+            if call.verb != "DEL":
+                yield True
+            elif other := self._other_delete(sandbox):
+                other.result()
+                yield False
+            else:
+                with self._deletes(sandbox):
+                    yield True
 
     def place(self, verb: str) -> AbstractContextManager[None]:
         """Have a place in the lane of *verb* for the time of the block."""
@@ -134,21 +141,25 @@ class Lanes:
         """How many calls are being worked on or wait for a place."""
         return self._under_way
 
-    def _delete(self, sandbox: tuple[str, str], story: Story) -> None:
+    def _other_delete(self, sandbox: tuple[str, str]) -> "Future[None] | None":
+        """Return the outcome of the DEL that is under way for a sandbox; None when this one is the first now."""
         with self._lock:
-            others = self._deleting.get(sandbox)
-            if others is None:
-                mine = self._deleting[sandbox] = Future()
-        if others is not None:
-            others.result()
-            return
+            if other := self._deleting.get(sandbox):
+                return other
+            self._deleting[sandbox] = Future()
+            return None
+
+    @contextmanager
+    def _deletes(self, sandbox: tuple[str, str]) -> Iterator[None]:
+        """Tell the outcome of the block to the DELs that came for the same sandbox meanwhile."""
+        outcome = self._deleting[sandbox]
         try:
-            story()
+            yield
         except BaseException as trouble:
-            mine.set_exception(trouble)
+            outcome.set_exception(trouble)
             raise
         else:
-            mine.set_result(None)
+            outcome.set_result(None)
         finally:
             with self._lock:
                 del self._deleting[sandbox]

@@ -8,11 +8,10 @@ the journal, the pod and the definitions as they are then.
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
-from multus_py.agent.concurrency.lanes import Story
 from multus_py.agent.reconciling import hotplug, reconciler
 from multus_py.agent.reconciling.pod_queue import Key, PodQueue
 from multus_py.cni.call import Call
@@ -169,8 +168,8 @@ class _Failing:
 class DynamicAttachments:
     """Has pods looked at when they or what they wait for changed, until each has what it asks for.
 
-    *wanted* tells whether the config says so, *ready* whether the cluster's word is known; *run* counts the work of
-    one sandbox among the runtime's calls.
+    *wanted* tells whether the config says so, *ready* whether the cluster's word is known; *admitted* counts the
+    work on one sandbox among the runtime's calls for the time of a block.
     """
 
     def __init__(
@@ -178,9 +177,9 @@ class DynamicAttachments:
         node: Callable[[], Node],
         wanted: Callable[[], bool],
         ready: Callable[[], bool],
-        run: Callable[[Call, Story], object],
+        admitted: Callable[[Call], AbstractContextManager[object]],
     ) -> None:
-        self._node, self._wanted, self._ready, self._run = node, wanted, ready, run
+        self._node, self._wanted, self._ready, self._admitted = node, wanted, ready, admitted
         self._failing: dict[Key, _Failing] = {}
         self.queue = PodQueue(self.look)
 
@@ -273,7 +272,8 @@ class DynamicAttachments:
         """Make one sandbox have what is asked for; False when something is left to be done."""
         call = _call_for(entry, look.node)
         try:
-            self._run(call, partial(look.follow, entry, call))
+            with self._admitted(call):
+                look.follow(entry, call)
         except hotplug.Gone:
             return True
         except CniError as error:

@@ -3,7 +3,9 @@
 
 import socket
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 from typing import Any
 
@@ -11,7 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import MetricsHandler
 
 from multus_py.agent.serving.silent_connections import Unheard
-from multus_py.cni.errors import Code
+from multus_py.cni.call import VERBS
+from multus_py.cni.errors import CniError, Code
 
 _PEERS, _PEER_SECONDS = 32, 10  # connections at once, and the time that one has
 _LONGEST = 64  # characters of a label
@@ -56,10 +59,22 @@ class Metrics:
             "multus_py_reconciled", "What the reconciler did, by kind", ["kind"], registry=self.registry
         )
 
-    def answered(self, path: str, verb: str, code: int, seconds: float) -> None:
-        """Count one request and the time that it took."""
-        self._requests.labels(path, verb, self._codes.one(str(int(code)))).inc()
-        self._seconds.labels(verb).observe(seconds)
+    @contextmanager
+    def measured(self, path: str, verb: str) -> Iterator[None]:
+        """Count one request, its error code and the time that the block took."""
+        verb = verb if verb in VERBS else "?"
+        started, code = time.monotonic(), 0
+        try:
+            yield
+        except CniError as error:
+            code = int(error.code)
+            raise
+        except Exception:
+            code = int(Code.INTERNAL)
+            raise
+        finally:
+            self._requests.labels(path, verb, self._codes.one(str(code))).inc()
+            self._seconds.labels(verb).observe(time.monotonic() - started)
 
     def delegated(self, plugin: str, verb: str, seconds: float, code: int) -> None:
         """Count one run of a delegate."""

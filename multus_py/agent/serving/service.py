@@ -27,13 +27,16 @@ from multus_py.state.journal import Journal
 from multus_py.state.journal_entry import complete_progress
 from multus_py.state.result_cache import ResultCache
 from multus_py.state.spool import Tombstone
-from multus_py.verbs import handlers, teardown
+from multus_py.verbs import teardown
 from multus_py.verbs.chain import Chain
+from multus_py.verbs.handlers import HANDLERS
 from multus_py.verbs.node import Node
 from multus_py.verbs.plugins import Plugins
 
 log = logging.getLogger("multus_py")
 
+# What a config must have that no runtime wrote.
+_NO_CONFIG: Mapping[str, Any] = {"cniVersion": "1.1.0", "name": "multus-py"}
 _ENDED_KEPT = 4096  # the pods that a node ends in an hour, at the very most
 
 
@@ -83,30 +86,28 @@ class Service:
 
     def cni(self, env: Mapping[str, str], stdin: bytes) -> dict[str, Any] | None:
         """Answer a runtime's call; the result of ADD is in the caller's version."""
-        return self._timed("/cni", env.get("CNI_COMMAND", ""), partial(self._cni, env, stdin))
-
-    def _cni(self, env: Mapping[str, str], stdin: bytes) -> dict[str, Any] | None:
-        call = calls.parse({"CNI_IFNAME": hotplug.PRIMARY, **env}, stdin)
-        if call.verb == "VERSION":
-            return None
-        self._refuse_unready(call.verb)
-        self._ended.note(call)
-        node, call = self.node(call)
-        return self.lanes.run(call, partial(handlers.HANDLERS[call.verb], call, node))
+        with self.metrics.measured("/cni", env.get("CNI_COMMAND", "")):
+            call = calls.parse({"CNI_IFNAME": hotplug.PRIMARY, **env}, stdin)
+            if call.verb == "VERSION":
+                return None
+            self._refuse_unready(call.verb)
+            self._ended.note(call)
+            node, call = self.node(call)
+            with self.lanes.admitted(call) as first:
+                return HANDLERS[call.verb](call, node) if first else None
 
     def delegate(self, env: Mapping[str, str], stdin: bytes, asked: dict[str, Any]) -> dict[str, Any] | None:
         """Attach, detach, check or ask for the status of one more network; its config is on standard input."""
-        return self._timed("/delegate", env.get("CNI_COMMAND", ""), partial(self._delegate, env, stdin, asked))
-
-    def _delegate(self, env: Mapping[str, str], stdin: bytes, asked: dict[str, Any]) -> dict[str, Any] | None:
-        call = calls.parse({"CNI_PATH": "/", **env}, stdin)
-        if call.verb == "VERSION":
-            return None
-        self._refuse_unready(call.verb)
-        # The delegate's config is its own: only the daemon's file says how we work.
-        node, _ = self.node(replace(call, config={"name": call.config["name"], "cniVersion": call.version}))
-        call = replace(call, path=(node.config.bin_dir, *(folder for folder in call.path if folder != "/")))
-        return self.lanes.run(call, partial(self._one_more, call, asked, node))
+        with self.metrics.measured("/delegate", env.get("CNI_COMMAND", "")):
+            call = calls.parse({"CNI_PATH": "/", **env}, stdin)
+            if call.verb == "VERSION":
+                return None
+            self._refuse_unready(call.verb)
+            # The delegate's config is its own: the daemon's file alone says how we work.
+            node = self.own_node({"name": call.config["name"], "cniVersion": call.version})
+            call = replace(call, path=(node.config.bin_dir, *(folder for folder in call.path if folder != "/")))
+            with self.lanes.admitted(call) as first:
+                return self._one_more(call, asked, node) if first else None
 
     def _one_more(self, call: Call, asked: dict[str, Any], node: Node) -> dict[str, Any] | None:
         if call.verb == "GC":
@@ -147,31 +148,24 @@ class Service:
 
     def node(self, call: Call) -> tuple[Node, Call]:
         """Return the node that the daemon's file and the call's own config describe, and the call for it."""
-        settings = configs.parse({**self.config.effective(call.config), **self.network}, self.config.chroot_dir or "/")
-        node = Node(
+        node = self.own_node(call.config)
+        return node, replace(call, path=node.config.path(call.path))
+
+    def own_node(self, config: Mapping[str, Any] = _NO_CONFIG) -> Node:
+        """Return the node that the daemon's file describes, over the keys of *config*."""
+        root = self.config.chroot_dir or "/"
+        settings = configs.parse({**self.config.effective(config), **self.network}, root)
+        plugins = Plugins(settings.backend, settings.exec_timeout, self.executables, self.metrics.delegated, root)
+        return Node(
             config=settings,
             store=self.store,
-            chain=Chain(
-                Plugins(
-                    settings.backend,
-                    settings.exec_timeout,
-                    self.executables,
-                    self.metrics.delegated,
-                    self.config.chroot_dir or "/",
-                ),
-                ResultCache(settings.cni_dir / "results"),
-            ),
+            chain=Chain(plugins, ResultCache(settings.cni_dir / "results")),
             journal=Journal(settings.cni_dir / "attachments"),
             sleep=time.sleep,
             monotonic=time.monotonic,
             workers=self.workers,
             slot=self.lanes.place,
         )
-        return node, replace(call, path=settings.path(call.path))
-
-    def own_node(self) -> Node:
-        """Return the node that the daemon's file alone describes: for work that no runtime asked for."""
-        return self.node(Call("STATUS", config={"cniVersion": "1.1.0", "name": "multus-py"}))[0]
 
     def _pod(self, call: Call) -> Pod | None:
         ref = pod_ref(call)
@@ -191,17 +185,3 @@ class Service:
                 if not self.obstacle
                 else "pods wait for the default network; what is there goes on",
             )
-
-    def _timed(self, path: str, verb: str, answer: Any) -> dict[str, Any] | None:
-        started, code = time.monotonic(), 0
-        try:
-            done: dict[str, Any] | None = answer()
-        except CniError as error:
-            code = error.code
-            raise
-        except Exception:
-            code = int(Code.INTERNAL)
-            raise
-        finally:
-            self.metrics.answered(path, verb if verb in calls.VERBS else "?", code, time.monotonic() - started)
-        return done
