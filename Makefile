@@ -14,7 +14,7 @@ LOWEST_TESTS ?= tests/agent/test_daemon.py tests/cli/test_lint.py tests/cni test
 
 GUEST := $${XDG_CACHE_HOME:-/var/cache}/multus-py-guest
 
-.PHONY: help root demo test guest check format venv lock lowest packages clean
+.PHONY: help root demo test guest check format reference venv lock lowest packages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ check: venv ## lint, format, types, spelling
 format: venv ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+reference: venv ## write docs/reference from the declarations of the config keys
+	$(BIN)/python -m multus_py.config.reference docs/reference
 
 venv: $(STAMP) ## the virtual environment with the package and the development tools
 

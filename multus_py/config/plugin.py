@@ -23,10 +23,10 @@ BACKENDS = ("auto", "builtin", "exec")
 class LogOptions:
     """Rotation of the log file."""
 
-    max_age: int = key("maxAge", keys.NUMBER, "Age at which a rotated file is removed.", unit="days", default=5)
-    max_size: int = key("maxSize", keys.NUMBER, "Size at which the file is rotated.", unit="MB", default=100)
-    max_backups: int = key("maxBackups", keys.NUMBER, "Rotated files that are kept.", unit="files", default=5)
-    compress: bool = key("compress", keys.FLAG, "Compress rotated files with gzip.", default=True)
+    max_age: int = key("maxAge", keys.NUMBER, "Maximum age of rotated files.", PLUGIN, DAEMON, unit="days", default=5)
+    max_size: int = key("maxSize", keys.NUMBER, "Maximum size of a file.", PLUGIN, DAEMON, unit="MB", default=100)
+    max_backups: int = key("maxBackups", keys.NUMBER, "Maximum number of rotated files.", PLUGIN, DAEMON, default=5)
+    compress: bool = key("compress", keys.FLAG, "Compress rotated files with gzip.", PLUGIN, DAEMON, default=True)
 
 
 # fmt: on
@@ -67,7 +67,7 @@ class MultusConfig:
     name: str = key("name", keys.TEXT, "Name of the network.", PLUGIN, INSTALL, of_protocol=True)
     version: str = key(
         "cniVersion", keys.CNI_VERSION, "Version of the CNI specification.", PLUGIN, INSTALL, SHIM, of_protocol=True,
-        default_text=versions.DEFAULT
+        default_text=f"`{versions.DEFAULT}`"
     )
     type: str = key(
         "type", keys.TEXT, f"{TYPE}, or the name that the plugin is installed under.", PLUGIN, INSTALL, RUNTIME,
