@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from multus_py.cli.commands import COMMANDS, parser_of
 from multus_py.cli.main import main
@@ -58,6 +59,22 @@ def test_every_make_target_exists(target: str) -> None:
     """make knows each target that a document names."""
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_make_help_lists_every_target() -> None:
+    """`make help` has each target with words, and no other; what only others need is not for people."""
+    text = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", text, re.MULTILINE)) - {"root"}
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert set(listed) == targets
+
+
+def test_the_hook_runs_what_make_check_runs() -> None:
+    """The pre-commit hook is `make check` itself, so that they cannot differ."""
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (hook,) = repository["hooks"]
+    assert (repository["repo"], hook["entry"], hook["always_run"]) == ("local", "make check", True)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from multus_py.cni.text import one_line
+from multus_py.cli.table import columns
 
 _EPILOG = """examples:
   multus-py status
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([sandbox.to_json() for sandbox in found], indent=2))
     elif found:
-        _print(_rows(found))
+        print(columns(_rows(found)))
     if args.pod and not found:
         print(f"multus-py status: no sandbox of pod {args.pod} in {args.cni_dir}/attachments", file=sys.stderr)
         return 1
@@ -85,10 +85,3 @@ def _device(told: Any) -> str:
     if any(told.get("rates", ())):
         words.append("rates {}-{} Mbit/s".format(*told["rates"]))
     return " ".join(filter(None, words))
-
-
-def _print(rows: Iterable[tuple[str, ...]]) -> None:
-    table = [tuple(map(one_line, row)) for row in rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(_HEADING))]
-    for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

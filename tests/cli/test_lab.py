@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from multus_py.cli.lab.actions import table
 from multus_py.cli.main import main
+from multus_py.cli.table import columns
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LEASES = Path("/var/lib/cni/networks")
@@ -321,4 +321,4 @@ def test_without_root_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
     """Each column begins at the same place in every line, and no line ends in blanks."""
-    assert table([("A", "B", "C"), ("long", "", "x"), ("", "yy", "")]) == "A     B   C\nlong      x\n      yy"
+    assert columns([("A", "B", "C"), ("long", "", "x"), ("", "yy", "")]) == "A     B   C\nlong      x\n      yy"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from multus_py.cni.text import one_line
+from multus_py.cli.table import columns
 from multus_py.config.plugin import TYPE
 
 _DESCRIPTION = """\
@@ -20,6 +20,8 @@ examples:
   kubectl -n kube-system exec daemonset/multus-py -- multus-py doctor --config /etc/multus-py/daemon-config.json
 
 exit status: 0 fit; 1 something failed; 2 wrong usage"""
+
+_LEVEL_WIDTH = 7  # of the longest level, whether it is among the findings or not
 
 
 def add_parser(commands: Any) -> None:
@@ -56,9 +58,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(found: Sequence[Any], fit: bool) -> None:
-    width = max(len(finding.area) for finding in found)
+    rows: list[tuple[str, str, str]] = []
     for finding in found:
-        print(f"{finding.level:<7}  {finding.area:<{width}}  {one_line(finding.fact)}")
+        rows.append((finding.level, finding.area, finding.fact))
         if finding.advice:
-            print(f"{'':<7}  {'':<{width}}  -> {one_line(finding.advice)}")
+            rows.append(("", "", f"-> {finding.advice}"))
+    print(columns(rows, widths=(_LEVEL_WIDTH,)))
     print("this node is fit" if fit else "this node is NOT fit", file=sys.stdout if fit else sys.stderr)

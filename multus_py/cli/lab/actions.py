@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the words of `multus-py lab` do: ask the playground, and tell the person."""
+"""The subcommands of `multus-py lab`."""
 
 import argparse
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from multus_py.cli.lab import build, pods, survey
 from multus_py.cli.lab.place import Lab
+from multus_py.cli.table import columns
 from multus_py.cni.errors import CniError, Code
-from multus_py.cni.text import one_line
 from multus_py.kube.store import Pod
 
 
@@ -48,7 +48,7 @@ def _show(args: argparse.Namespace) -> int:
         print(survey.published(lab, pods.find(lab, args.status).ref))
         return 0
     seen = survey.survey(lab)
-    print(json.dumps([pod.to_json() for pod in seen], indent=2) if args.json else table(survey.rows(seen)))
+    print(json.dumps([pod.to_json() for pod in seen], indent=2) if args.json else columns(survey.rows(seen)))
     return 0
 
 
@@ -67,7 +67,7 @@ def _down(args: argparse.Namespace) -> int:
     return 0
 
 
-DEEDS: Mapping[str, Callable[[argparse.Namespace], int]] = {"up": _up, "show": _show, "exec": _exec, "down": _down}
+ACTIONS: Mapping[str, Callable[[argparse.Namespace], int]] = {"up": _up, "show": _show, "exec": _exec, "down": _down}
 
 
 def _lab(args: argparse.Namespace) -> Lab:
@@ -82,15 +82,6 @@ def _existing(args: argparse.Namespace) -> Lab:
     if not lab.root.is_dir():
         raise CniError(Code.INVALID_ENVIRONMENT, f"there is no lab {lab.name}", "begin with: multus-py lab up FILE")
     return lab
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells as aligned columns; the first row is the heading."""
-    rows = [tuple(map(one_line, row)) for row in rows]
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
 
 
 def _say(line: str) -> None:

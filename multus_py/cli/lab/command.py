@@ -60,4 +60,4 @@ def run(args: argparse.Namespace) -> int:
     # Imported here: it brings the kernel's door, which costs more than everything that `--help` needs.
     from multus_py.cli.lab import actions
 
-    return actions.DEEDS[args.deed](args)
+    return actions.ACTIONS[args.deed](args)
