@@ -50,7 +50,7 @@ def add(call: Call, node: Node) -> dict[str, Any]:
         events.publish(node, pod, "Warning", reason, str(error))
         raise error.with_context(str(pod.ref)) if pod else error from error
     for attachment, result in attached:
-        events.publish(node, pod, "Normal", "AddedInterface", events.added(attachment, result))
+        events.publish(node, pod, "Normal", "AddedInterface", events.added_message(attachment, result))
     return answer
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DEL: release all that is recorded of a sandbox."""
+"""DEL: detach all networks of a sandbox."""
 
 from multus_py.cni.call import Call
 from multus_py.kube.store import Pod
@@ -8,22 +8,22 @@ from multus_py.state.journal_entry import Failure
 from multus_py.verbs import events, teardown
 from multus_py.verbs.node import Node
 
-_TOLD_TRIES = 2  # of a DEL that fails: ADD's own, and the runtime's first
+_EVENT_TRIES = 2  # an Event for the first tries of a failure only: the one of ADD, and the runtime's first DEL
 
 
 def delete(call: Call, node: Node) -> None:
-    """Detach all that is known of a sandbox; what is gone already is success.
+    """Detach all that is recorded of a sandbox; what does not exist any more is success.
 
-    Everything that can be released is. What came to be and could not be released stays in the journal, and the errors
-    are told together; what never came to be is told as an Event, and tried again without the runtime.
+    A network whose ADD completed and whose DEL fails stays in the journal, and all errors are raised together. The
+    failure of one whose ADD did not complete is published as an Event and retried without the runtime.
     """
-    with node.journal.lock_sandbox(call.container_id, call.ifname) as page, node.slot(call.verb):
-        ref = page.entry.pod if page.entry else pod_ref(call)
-        failures = teardown.detach_sandbox(page, call, node)
+    with node.journal.lock_sandbox(call.container_id, call.ifname) as file, node.slot(call.verb):
+        ref = file.entry.pod if file.entry else pod_ref(call)
+        failures = teardown.detach_sandbox(file, call, node)
     if ref and node.store:
         node.store.forget(ref)
         for failure in failures:
-            if failure.tries > _TOLD_TRIES:
+            if failure.tries > _EVENT_TRIES:
                 continue
             events.publish(node, Pod(ref.namespace, ref.name, ref.uid), "Warning", "FailedDetach", _failed(failure))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events about a pod's networks."""
+"""Kubernetes Events about the networks of a pod."""
 
 import logging
 from typing import Literal
@@ -14,15 +14,15 @@ log = logging.getLogger("multus_py")
 
 
 def publish(node: Node, pod: Pod | None, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-    """Publish an Event. One that cannot be published is logged: a pod does not fail for it."""
+    """Publish an Event of a pod; an error is logged, and the verb goes on."""
     if pod and node.store:
         try:
             node.store.event(pod, kind, reason, message)
         except CniError as error:
-            log.warning("event %s of pod %s was not told: %s", reason, pod.ref, error)
+            log.warning("event %s of pod %s was not published: %s", reason, pod.ref, error)
 
 
-def added(attachment: Attachment, result: Result) -> str:
-    """Return what the Event of an attached network says."""
+def added_message(attachment: Attachment, result: Result) -> str:
+    """Return the message of the Event AddedInterface, in multus-cni's words."""
     addresses = " ".join(ip.address.with_prefixlen for ip in result.ips)
     return f"Add {attachment.ifname} [{addresses}] from {attachment.name}"

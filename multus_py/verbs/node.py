@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that the story needs of the world, handed in: the store, the chain, the journal, the clock."""
+"""What the handlers of the verbs use, passed in: config, store, plugins, journal, clock."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,25 +13,25 @@ from multus_py.plan.attachment import Attachment
 from multus_py.state.journal import Journal
 from multus_py.verbs.chain import Chain
 
-TimedResult = tuple[dict[str, Any], float]  # what the last plugin of a chain said, and the seconds that the chain took
+TimedResult = tuple[dict[str, Any], float]  # of the last plugin of a chain, with the seconds that the chain took
 
 
 class WorkerProcesses(Protocol):
-    """Other processes that attach natively."""
+    """Processes that run chains of native delegates."""
 
     def is_needed(self) -> bool:
-        """Tell whether this process has more to do than it can."""
+        """Tell whether this process has other calls to serve."""
 
     def add(self, attachments: tuple[Attachment, ...], call: Call, chain: Chain) -> list[TimedResult] | None:
-        """Have the chains of a sandbox run as *chain* would; None when nobody there has time."""
+        """Run the chains of a sandbox as *chain* would; None when no process is free."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One machine, as seen by one process. *store* None: no pods are known, only the default networks are attached.
+    """One node, as seen by one process. *store* None: without pods, only the default networks are attached.
 
-    *workers* may run chains that need no executable; *slot* is taken for the time in which a verb is worked on, once
-    the sandbox's page is ours.
+    *workers* may run chains without executables; *slot* is acquired for a verb (its argument) once the sandbox is
+    locked, and released at its end.
     """
 
     config: MultusConfig
@@ -41,4 +41,4 @@ class Node:
     sleep: Callable[[float], None]
     monotonic: Callable[[], float]
     workers: WorkerProcesses | None = None
-    slot: Callable[[str], AbstractContextManager[None]] = lambda verb: nullcontext()  # noqa: ARG005  nobody to wait for
+    slot: Callable[[str], AbstractContextManager[None]] = lambda verb: nullcontext()  # noqa: ARG005  without a limit

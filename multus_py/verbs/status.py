@@ -19,8 +19,8 @@ def status(call: Call, node: Node) -> None:
             raise
         raise CniError(Code.NOT_AVAILABLE, error.msg, error.details) from error
     for attachment in attachments:
-        if trouble := try_step(lambda: node.chain.refuse_unfit(attachment, call)):  # noqa: B023
-            raise CniError(Code.NOT_AVAILABLE, trouble.msg, trouble.details) from trouble
+        if problem := try_step(lambda: node.chain.refuse_unfit(attachment, call)):  # noqa: B023
+            raise CniError(Code.NOT_AVAILABLE, problem.msg, problem.details) from problem
         node.chain.status(attachment, call)
 
 
@@ -30,6 +30,6 @@ def refuse_unready(node: Node) -> None:
     if path and not Path(path).exists():
         raise CniError(
             Code.NOT_AVAILABLE,
-            f"the default network is not ready: {path} is not there",
+            f"the default network is not ready: {path} does not exist",
             "its agent writes this file when it can serve pods",
         )

@@ -342,7 +342,7 @@ class _Look:
             reason = "NoNetworkFound" if isinstance(error, NoNetwork) else "FailedAttach"
             self._failed(reason, name, choice.interface, error)
             return []
-        self._tell("Normal", "AddedInterface", events.added(attachment, result))
+        self._tell("Normal", "AddedInterface", events.added_message(attachment, result))
         return [attachment]
 
     def _failed(self, reason: str, network: str, ifname: str, error: Exception) -> None:
