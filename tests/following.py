@@ -9,6 +9,7 @@ from running import Running
 
 from multus_py.agent.reconciling.dynamic_attachments import DynamicAttachments
 from multus_py.kernel import namespaces, netlink
+from multus_py.kube.polled import Polled
 from multus_py.kube.store import PodRef
 from multus_py.plan.attachment import Attachment
 from multus_py.verbs.node import Node
@@ -26,7 +27,8 @@ def interfaces(running: Running) -> tuple[list[str], list[str]]:
 
 def following(node: Node) -> DynamicAttachments:
     """Return what follows annotations on a node, without threads and lanes."""
-    return DynamicAttachments(lambda: node, lambda: True, lambda: True, lambda call: nullcontext())
+    here = node.store.pods_here if isinstance(node.store, Polled) else list
+    return DynamicAttachments(lambda: node, lambda: True, lambda: True, lambda call: nullcontext(), here)
 
 
 def look(running: Running, node: Node | None = None) -> bool:

@@ -31,7 +31,7 @@ from multus_py.config.plugin import MultusConfig
 from multus_py.entry import logs
 from multus_py.entry.signals import Signals
 from multus_py.install import cni_conf, executable, installation
-from multus_py.kube.store import KubeStore, PodRef
+from multus_py.kube.store import NodeStore, PodRef
 from multus_py.state.spool import Spool
 from multus_py.verbs import plugins
 
@@ -106,6 +106,7 @@ class Daemon:
             lambda: self._service.config.dynamic_attachments,
             self._service.ready,
             lanes.admitted,
+            self._store.pods_here if self._store else list,
         )
         self._seen = _stamp(path)
         self._follower = Follower(
@@ -126,11 +127,9 @@ class Daemon:
         if self._keeper:
             self._keeper.settle()
             self._keeping = self._thread(partial(self._keep_certificate, self._keeper), "certificate")
-        if start := getattr(self._store, "start", None):
-            self._store.subscribe(  # type: ignore[union-attr]
-                self._dynamic.pod_changed, self._dynamic.definition_changed
-            )
-            start()
+        if self._store:
+            self._store.subscribe(self._dynamic.pod_changed, self._dynamic.definition_changed)
+            self._store.start()
         self._dynamic.queue.start()
         self._look()
         self._following = self._thread(self._follow_folder, "conf folder")
@@ -158,14 +157,13 @@ class Daemon:
             self._keeper.close()
         self._workers.close()
         self._spawner.close()
-        if close := getattr(self._store, "close", None):
-            close()
+        if self._store:
+            self._store.close()
         return 0
 
     def _follow_store(self) -> None:
-        """Be ready when the store is: a store without copies always is."""
-        ready: Callable[[], bool] = getattr(self._store, "ready", lambda: True)
-        if ready() and not self._service.serving.is_set():
+        """Be ready when the store is, and without a store at once."""
+        if (self._store is None or self._store.ready()) and not self._service.serving.is_set():
             log.info("ready")
             self._service.serving.set()
             self._dynamic.look_at_all()
@@ -206,8 +204,8 @@ class Daemon:
         self._dynamic.look_at_all()
         node = self._service.own_node()
         self._reconciler.release_dead(node)
-        if self._service.ready() and (here := getattr(self._store, "pods_here", None)):
-            self._reconciler.tell_missing(node, here())
+        if self._service.ready() and self._store:
+            self._reconciler.tell_missing(node, self._store.pods_here())
 
     def _keep_certificate(self, keeper: "Keeper") -> None:
         """Have the node's client certificate asked for and renewed."""
@@ -230,10 +228,8 @@ class Daemon:
         self._metrics.gauge(
             "calls_under_way", "Calls being worked on or waiting", lambda: self._service.lanes.under_way
         )
-        for name, words in (("age", "Seconds since the watches last said something"),
-                            ("token_expiry", "When the API token expires, in Unix seconds; 0: never")):  # fmt: skip
-            if value := getattr(self._store, name, None):
-                self._metrics.gauge(f"watch_{name}" if name == "age" else name, words, value)
+        for gauge in self._store.gauges() if self._store else ():
+            self._metrics.gauge(*gauge)
         if self._keeper:
             words = "When the client certificate expires, in Unix seconds; 0: there is none"
             self._metrics.gauge("certificate_expiry", words, self._keeper.expiry)
@@ -353,7 +349,7 @@ def _is_to_leave(config: DaemonConfig, keeper: "Keeper | None") -> bool:
         return False
 
 
-def _store(config: DaemonConfig) -> KubeStore | None:
+def _store(config: DaemonConfig) -> NodeStore | None:
     """Return the store: a folder of manifests, or copies of what the API server holds for this node."""
     settings = configs.parse({"name": "multus-py", **config.overlay})
     if settings.manifests:

@@ -3,7 +3,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from multus_py.kube import objects
@@ -73,6 +73,13 @@ class CachedApiServer:
     def token_expiry(self) -> float:
         """Return when our API token expires, in Unix seconds; 0 when it never does or is not known."""
         return self._live.client.expiry()
+
+    def gauges(self) -> Sequence[tuple[str, str, Callable[[], float]]]:
+        """Return the metrics of the watches and of the API token."""
+        return (
+            ("watch_age", "Seconds since the watches last said something", self.age),
+            ("token_expiry", "When the API token expires, in Unix seconds; 0: never", self.token_expiry),
+        )
 
     def subscribe(
         self,

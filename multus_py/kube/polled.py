@@ -4,7 +4,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from multus_py.kube.manifests import Manifests
@@ -50,8 +50,16 @@ class Polled(Manifests):
         threading.Thread(target=self._run, name="watch the manifests", daemon=True).start()
 
     def close(self) -> None:
-        """Take no further look."""
+        """Stop following the folder."""
         self._over.set()
+
+    def ready(self) -> bool:
+        """Return True: the folder is read at every call."""
+        return True
+
+    def gauges(self) -> Sequence[tuple[str, str, Callable[[], float]]]:
+        """Return no metrics: a folder has none of its own."""
+        return ()
 
     def pods_here(self) -> list[Pod]:
         """Return all pods: a folder is one node's."""

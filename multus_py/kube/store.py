@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The seam to the cluster: what a store holds and the verbs it answers. The stores themselves live beside this file."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -130,7 +130,26 @@ class KubeStore(Protocol):
 
 
 class NodeStore(KubeStore, Protocol):
-    """A store that also knows its node: what a process that lives long needs."""
+    """The store of the daemon: it follows the pods of its node and the definitions, from `start` to `close`."""
+
+    def start(self) -> None:
+        """Begin to follow the pods and definitions."""
+
+    def close(self) -> None:
+        """Publish what is still queued, then end; waits a few seconds at most."""
+
+    def ready(self) -> bool:
+        """Tell whether all pods and definitions were read once."""
+
+    def subscribe(
+        self,
+        pods: Callable[[Pod | None, Pod | None], None],
+        definitions: Callable[[NetworkDefinition | None, NetworkDefinition | None], None] | None = None,
+    ) -> None:
+        """Call *pods* and *definitions* with (old, new) of each change; None stands for absence. Before `start`."""
 
     def pods_here(self) -> list[Pod]:
-        """Return the pods that are bound to this node, all pods when the store was told no node."""
+        """Return the pods that are bound to this node; all pods when the store has no node name."""
+
+    def gauges(self) -> Sequence[tuple[str, str, Callable[[], float]]]:
+        """Return the store's own metrics: name, description, and the function that returns the value."""

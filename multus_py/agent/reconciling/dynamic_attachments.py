@@ -169,7 +169,7 @@ class DynamicAttachments:
     """Has pods looked at when they or what they wait for changed, until each has what it asks for.
 
     *wanted* tells whether the config says so, *ready* whether the cluster's word is known; *admitted* counts the
-    work on one sandbox among the runtime's calls for the time of a block.
+    work on one sandbox among the runtime's calls for the time of a block, *pods_here* returns the pods of this node.
     """
 
     def __init__(
@@ -178,8 +178,10 @@ class DynamicAttachments:
         wanted: Callable[[], bool],
         ready: Callable[[], bool],
         admitted: Callable[[Call], AbstractContextManager[object]],
+        pods_here: Callable[[], Sequence[Pod]],
     ) -> None:
         self._node, self._wanted, self._ready, self._admitted = node, wanted, ready, admitted
+        self._pods_here = pods_here
         self._failing: dict[Key, _Failing] = {}
         self.queue = PodQueue(self.look)
 
@@ -228,11 +230,8 @@ class DynamicAttachments:
     def _compare_all(self) -> bool:
         """Have those pods looked at that differ: one reading of the journal for all of them, and none of the kernel."""
         node = self._node()
-        here: Callable[[], list[Pod]] | None = getattr(node.store, "pods_here", None)
-        if here is None:
-            return True
         try:
-            pods = {(pod.namespace, pod.name): pod for pod in here()}
+            pods = {(pod.namespace, pod.name): pod for pod in self._pods_here()}
         except CniError as error:
             log.warning("the networks of running pods cannot be compared: %s", error)
             return False
