@@ -403,7 +403,7 @@ def _unheard(wish: _Named, definition: _Named | None) -> Iterator[Finding]:
     """Find what a pod asks of a network whose plugins would not be told."""
     if definition and definition.conf:
         try:
-            capabilities.refuse_unheard("/".join(wish.key), definition.conf, wish.asked)
+            capabilities.refuse_undeliverable("/".join(wish.key), definition.conf, wish.asked)
         except CniError as cause:
             yield _at(wish, cause.msg, cause.details)
 

@@ -35,10 +35,10 @@ _ROADS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "bandwidth": ("bandwidth", "", ("bandwidth",)),
 }
 # What an element of an annotation may ask of a network.
-ASKED = (*(capability for capability, _, _ in _ROADS.values()), "deviceID")
+REQUESTABLE = (*(capability for capability, _, _ in _ROADS.values()), "deviceID")
 
 
-def of(primary: bool, asked: Selection | None, runtime: Mapping[str, Any]) -> dict[str, Any]:
+def runtime_config(primary: bool, asked: Selection | None, runtime: Mapping[str, Any]) -> dict[str, Any]:
     """Return what may become runtimeConfig: the runtime's values, then what the pod asked of this network."""
     base = {key: value for key, value in runtime.items() if primary or key not in _ONE_INTERFACE}
     if asked is None:
@@ -47,17 +47,17 @@ def of(primary: bool, asked: Selection | None, runtime: Mapping[str, Any]) -> di
     return {**base, **wanted, **({"deviceID": asked.device_id} if asked.device_id else {})}
 
 
-def args(asked: Selection | None, conf: Conflist) -> dict[str, str]:
+def cni_args(asked: Selection | None, conf: Conflist) -> dict[str, str]:
     """Return what the pod asked of this network as words of CNI_ARGS."""
     if asked is None:
         return {}
     # host-local takes one address here: a list goes by the capability, if any plugin declares it.
-    ips = asked.ips if len(asked.ips) == 1 or not declared(conf, "ips") else ()
+    ips = asked.ips if len(asked.ips) == 1 or not is_declared(conf, "ips") else ()
     words = {"MAC": asked.mac, "IP": ",".join(ips)}
     return {word: value for word, value in words.items() if value}
 
 
-def declared(conf: Conflist, capability: str) -> bool:
+def is_declared(conf: Conflist, capability: str) -> bool:
     """Tell whether a plugin of the chain declares *capability*."""
     return any(
         isinstance(found := plugin.get("capabilities"), Mapping) and found.get(capability) is True
@@ -65,11 +65,11 @@ def declared(conf: Conflist, capability: str) -> bool:
     )
 
 
-def refuse_unheard(network: str, conf: Conflist, asked: Selection | None) -> None:
+def refuse_undeliverable(network: str, conf: Conflist, asked: Selection | None) -> None:
     """Refuse (code 7) what is asked of a network and reaches no plugin of its chain."""
     for key, value in _wanted(asked) if asked else ():
         capability, word, _ = _ROADS[key]
-        if declared(conf, capability):
+        if is_declared(conf, capability):
             continue
         readers = {reader for reader in _told(conf, word) if word in _READ.get(reader, _MAYBE)}
         if not readers:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decide which device belongs to which network of a pod. Pure: where the devices come from is handed in."""
+"""Assign the devices allocated to a pod to its networks. Pure: the sources of the devices are parameters."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -10,17 +10,17 @@ from multus_py.kube.store import Device
 
 Source = Callable[[], Iterable[Device]]
 _PCI = re.compile(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]\Z")
-_TOLD = 16  # devices that a message lists
-_Spot = tuple[str, str]  # what tells two devices apart
+_LISTED = 16  # devices that a message lists
+_Identity = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What one network wants: a device of *resource*, or one of a *claim*, or the *id* that the pod wrote; "" any.
+class DeviceRequest:
+    """What one network requests: a device of *resource*, or one of a *claim*, or the *id* of the annotation; "" any.
 
-    *network* is how a message names it: two networks of one definition are told apart by their interfaces.
+    *network* is its name in messages, with the interface: a pod may use a definition twice.
 
-    Without resource and claim nobody counts the device: the id is the pod's own word, and taken.
+    Without resource and claim the device is not an allocated one: the id of the annotation is used as it is.
     """
 
     network: str
@@ -30,12 +30,12 @@ class Wish:
     claim: str = ""
 
     @property
-    def counted(self) -> bool:
-        """Tell whether the device must be one that the pod was given."""
+    def is_allocated(self) -> bool:
+        """Tell whether the device must be one that is allocated to the pod."""
         return bool(self.resource or self.claim)
 
     def fits(self, device: Device) -> bool:
-        """Tell whether *device* is what is wanted."""
+        """Tell whether *device* is what is requested."""
         return (
             self.resource in ("", device.resource)
             and self.id in ("", device.id)
@@ -58,37 +58,37 @@ def is_pci(device_id: str) -> bool:
     return bool(_PCI.match(device_id))
 
 
-def assign(wishes: Sequence[Wish | None], sources: Iterable[Source]) -> list[Device | None]:
-    """Return the device of each wish, in their order; code 7 when the pod was given too few.
+def assign(requests: Sequence[DeviceRequest | None], sources: Iterable[Source]) -> list[Device | None]:
+    """Return the device of each request, in order; code 7 when too few are allocated to the pod.
 
-    In turn each wish gets the first device that fits, that none before it got, and that leaves one for each after it:
-    device plugins' before claims', sorted by id as text (OVN-Kubernetes counts on the same order). No device is given
-    twice. Of *sources* no more are asked than are needed.
+    Each request gets the first device that fits, is not assigned to one before it and leaves one for each after it:
+    devices of plugins before those of claims, sorted by id as text (OVN-Kubernetes relies on the same order). No device
+    is assigned twice. Only as many *sources* as needed are read.
     """
-    _refuse_doubles(wishes)
-    counted = {n: wish for n, wish in enumerate(wishes) if wish and wish.counted}
-    foreign = {wish.id for wish in wishes if wish and wish.id and not wish.counted}
-    given: list[Device] = []
+    _refuse_duplicates(requests)
+    counted = {n: request for n, request in enumerate(requests) if request and request.is_allocated}
+    foreign = {request.id for request in requests if request and request.id and not request.is_allocated}
+    allocated: list[Device] = []
     found: dict[int, Device] = {}
     for source in sources:
         if len(found) < len(counted):
-            given += [device for device in _merged(_told(source, counted)) if device.id not in foreign]
-            found = _matched(counted, given)
+            allocated += [device for device in _merged(_read(source, counted)) if device.id not in foreign]
+            found = _matched(counted, allocated)
     if len(found) < len(counted):
-        raise _too_few(counted, given)
-    return [found.get(n) for n in range(len(wishes))]
+        raise _too_few(counted, allocated)
+    return [found.get(n) for n in range(len(requests))]
 
 
-def _told(source: Source, counted: Mapping[int, Wish]) -> Iterable[Device]:
+def _read(source: Source, counted: Mapping[int, DeviceRequest]) -> Iterable[Device]:
     try:
         return source()
     except CniError as error:
-        wanted = ", ".join(f"{wish.network} wants {wish}" for wish in counted.values())
-        raise error.with_context(wanted) from error
+        needed = ", ".join(f"{request.network} wants {request}" for request in counted.values())
+        raise error.with_context(needed) from error
 
 
 def _merged(devices: Iterable[Device]) -> list[Device]:
-    """Return each device once, sorted: an init container and the container after it may hold the same one."""
+    """Return each device once, sorted: an init container and a container after it may have the same one."""
     found: dict[tuple[str, str], Device] = {}
     for device in devices:
         before = found.setdefault((device.id, device.resource), device)
@@ -100,99 +100,104 @@ def _merged(devices: Iterable[Device]) -> list[Device]:
     return [found[key] for key in sorted(found)]
 
 
-def _matched(wishes: Mapping[int, Wish], given: Sequence[Device]) -> dict[int, Device]:
-    """Return a device for each wish; nothing when some wish would go without."""
-    match = _Match(wishes, given)
-    if not all(match.place(n, set()) for n in wishes):
+def _matched(requests: Mapping[int, DeviceRequest], allocated: Sequence[Device]) -> dict[int, Device]:
+    """Return a device for each request; nothing when there is none for one of them."""
+    match = _Match(requests, allocated)
+    if not all(match.place(n, set()) for n in requests):
         return {}
-    settled: set[_Spot] = set()
-    for n in wishes:
+    settled: set[_Identity] = set()
+    for n in requests:
         match.advance(n, settled)
-        settled.add(match.spots[n])
-    return {n: next(each for each in match.fitting[n] if identity(each) == match.spots[n]) for n in wishes}
+        settled.add(match.assigned[n])
+    return {n: next(each for each in match.fitting[n] if identity(each) == match.assigned[n]) for n in requests}
 
 
 class _Match:
-    """Which wish has which device by now; one that has one gives way when it can have another (Kuhn, 1955)."""
+    """A bipartite matching of requests and devices, extended by augmenting paths (Kuhn, 1955)."""
 
-    def __init__(self, wishes: Mapping[int, Wish], given: Sequence[Device]) -> None:
-        self.fitting = {n: [device for device in given if wish.fits(device)] for n, wish in wishes.items()}
-        self.spots: dict[int, _Spot] = {}
+    def __init__(self, requests: Mapping[int, DeviceRequest], allocated: Sequence[Device]) -> None:
+        self.fitting = {n: [device for device in allocated if request.fits(device)] for n, request in requests.items()}
+        self.assigned: dict[int, _Identity] = {}
         self._choices = {n: [identity(device) for device in found] for n, found in self.fitting.items()}
-        self._holders: dict[_Spot, int] = {}
+        self._owners: dict[_Identity, int] = {}
 
-    def place(self, n: int, closed: set[_Spot]) -> bool:
-        """Give wish *n* a device that is not *closed*, which grows by what was tried."""
-        choices = [spot for spot in self._choices[n] if spot not in closed]
-        free = next((spot for spot in choices if spot not in self._holders), None)
+    def place(self, n: int, closed: set[_Identity]) -> bool:
+        """Assign a device that is not *closed* to request *n*; add those that were tried to *closed*."""
+        choices = [candidate for candidate in self._choices[n] if candidate not in closed]
+        free = next((candidate for candidate in choices if candidate not in self._owners), None)
         if free:
-            self._give(n, free)
+            self._assign(n, free)
             return True
-        for spot in choices:
-            if spot not in closed:
-                closed.add(spot)
-                if self.place(self._holders[spot], closed):
-                    self._give(n, spot)
+        for candidate in choices:
+            if candidate not in closed:
+                closed.add(candidate)
+                if self.place(self._owners[candidate], closed):
+                    self._assign(n, candidate)
                     return True
         return False
 
-    def advance(self, n: int, settled: Set[_Spot]) -> None:
-        """Give wish *n* the first device that is not *settled* and whose holder, if any, can have another."""
-        before = self.spots[n]
-        del self._holders[before]
-        for spot in self._choices[n]:
-            holder = self._holders.get(spot)
-            if spot == before or (spot not in settled and (holder is None or self.place(holder, {*settled, spot}))):
-                self._holders[spot], self.spots[n] = n, spot
+    def advance(self, n: int, settled: Set[_Identity]) -> None:
+        """Assign to request *n* the first device that is not *settled* and whose request, if any, can have another."""
+        before = self.assigned[n]
+        del self._owners[before]
+        for candidate in self._choices[n]:
+            owner = self._owners.get(candidate)
+            if candidate == before or (
+                candidate not in settled and (owner is None or self.place(owner, {*settled, candidate}))
+            ):
+                self._owners[candidate], self.assigned[n] = n, candidate
                 return
 
-    def _give(self, n: int, spot: _Spot) -> None:
-        if (before := self.spots.get(n)) and self._holders.get(before) == n:
-            del self._holders[before]
-        self._holders[spot], self.spots[n] = n, spot
+    def _assign(self, n: int, candidate: _Identity) -> None:
+        if (before := self.assigned.get(n)) and self._owners.get(before) == n:
+            del self._owners[before]
+        self._owners[candidate], self.assigned[n] = n, candidate
 
 
-def identity(device: Device) -> _Spot:
-    """Return what tells a device apart from all others."""
-    # A PCI address is one device whatever it is counted as; other ids are words of their resource.
+def identity(device: Device) -> _Identity:
+    """Return what identifies a device."""
+    # A PCI address is one device under every resource name; other ids are unique within their resource.
     return ("", device.id.lower()) if is_pci(device.id) else (device.resource, device.id)
 
 
-def _refuse_doubles(wishes: Sequence[Wish | None]) -> None:
-    named: dict[str, Wish] = {}
-    for wish in wishes:
-        if wish and wish.id and (rival := named.setdefault(wish.id, wish)) is not wish:
+def _refuse_duplicates(requests: Sequence[DeviceRequest | None]) -> None:
+    named: dict[str, DeviceRequest] = {}
+    for request in requests:
+        if request and request.id and (rival := named.setdefault(request.id, request)) is not request:
             raise CniError(
                 Code.INVALID_CONFIG,
-                f"two networks ask for device {wish.id}: {rival.network} and {wish.network}",
+                f"two networks ask for device {request.id}: {rival.network} and {request.network}",
                 "a device goes to one network of a pod: name another, or leave 'deviceID' out",
             )
 
 
-def _too_few(wishes: Mapping[int, Wish], given: Sequence[Device]) -> CniError:
-    match = _Match(wishes, given)
-    wish = next(wish for n, wish in wishes.items() if not match.place(n, set()))
-    alike = replace(wish, id="", container="")
+def _too_few(requests: Mapping[int, DeviceRequest], allocated: Sequence[Device]) -> CniError:
+    match = _Match(requests, allocated)
+    request = next(request for n, request in requests.items() if not match.place(n, set()))
+    alike = replace(request, id="", container="")
     rivals = [
-        other.network for other in wishes.values() if (other.resource, other.claim) == (wish.resource, wish.claim)
+        other.network
+        for other in requests.values()
+        if (other.resource, other.claim) == (request.resource, request.claim)
     ]
-    pool = [device for device in given if alike.fits(device)]
-    listed = ", ".join(_described(device) for device in pool[:_TOLD]) + (", ..." if len(pool) > _TOLD else "")
+    pool = [device for device in allocated if alike.fits(device)]
+    listed = ", ".join(_described(device) for device in pool[:_LISTED]) + (", ..." if len(pool) > _LISTED else "")
     more = f"request {len(rivals)} of {alike.resource or alike.claim} in the resources of the pod's containers"
-    known = sorted({word for device in given for word in device.claims})
-    if wish.claim and wish.claim not in known:
+    known = sorted({word for device in allocated for word in device.claims})
+    if request.claim and request.claim not in known:
         return CniError(
             Code.INVALID_CONFIG,
-            f"network {wish.network} wants {wish}, and the pod has no such claim that gave it a device",
-            f"name one of those that did: {', '.join(known[:_TOLD])}"
+            f"network {request.network} wants {request}, and the pod has no such claim that gave it a device",
+            f"name one of those that did: {', '.join(known[:_LISTED])}"
             if known
             else "no claim of the pod gave it a device",
         )
     return CniError(
         Code.INVALID_CONFIG,
-        f"network {wish.network} wants {wish} and there is none for it: {len(rivals)} wanted ({', '.join(rivals)}), "
+        f"network {request.network} wants {request} and there is none for it: "
+        f"{len(rivals)} wanted ({', '.join(rivals)}), "
         f"{len(pool)} given" + (f" ({listed})" if listed else ""),
-        "name one that was given, or leave 'deviceID' out" if wish.id else more,
+        "name one that was given, or leave 'deviceID' out" if request.id else more,
     )
 
 

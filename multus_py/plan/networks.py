@@ -49,7 +49,7 @@ class Sources:
     config: MultusConfig
     store: KubeStore | None
 
-    def selected(self, choice: Selection, pod_namespace: str) -> Network:
+    def selected_network(self, choice: Selection, pod_namespace: str) -> Network:
         """Return the network that a pod names, whichever annotation it stands in; isolation holds on all of them."""
         config = self.config
         open_to_it = config.global_namespaces | {pod_namespace}
@@ -69,7 +69,7 @@ class Sources:
             allowed.refuse_foreign_paths(choice.cni_args, f"network {found.name}: cni-args", config)
         return replace(found, conflist=conf, selection=choice)
 
-    def named(self, value: str, where: str) -> Network:
+    def configured_network(self, value: str, where: str) -> Network:
         """Return a network that our config names: a path, or a definition, or the name of a config in confDir."""
         if "/" in value:
             found = self._path(Path(value), where)

@@ -180,5 +180,5 @@ def _lost_routes(kernel: Netlink, result: Result | None) -> list[str]:
     """Say which routes of the kept result are in no table: plugins that route by source have tables of their own."""
     if result is None or not result.routes:
         return []
-    there = {route.dst for route in kernel.routes(table=0) if route.table != default_route.WAITING}
+    there = {route.dst for route in kernel.routes(table=0) if route.table != default_route.WAITING_TABLE}
     return [f"the route to {route.dst} is not there" for route in result.routes if route.dst not in there]

@@ -20,7 +20,7 @@ from multus_py.kernel.netlink import Netlink
 from multus_py.kernel.records import Link
 from multus_py.plan.attachment import Attachment
 
-WAITING = 0x6D70  # the table
+WAITING_TABLE = 0x6D70  # the table
 _UNSAID = {4: 0, 6: 1024}  # the priority that the kernel gives to a route without one (IP6_RT_PRIO_USER)
 _ANYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 _HEEDS = "net/ipv6/conf/{}/accept_ra_defrtr"  # whether an interface takes a default route from an advertisement
@@ -93,7 +93,9 @@ def _refuse_advertised(kernel: Netlink) -> None:
         setting = _HEEDS.format(link.name)
         if link.name != "lo" and namespaces.read_sysctl(setting) == "1":
             with suppress(NetlinkError):  # an interface that is down has no routes: it stays so when the claim ends
-                kernel.add_route(records.Route(_ANYWHERE[6], ifindex=link.index, table=WAITING, protocol=records.RA))
+                kernel.add_route(
+                    records.Route(_ANYWHERE[6], ifindex=link.index, table=WAITING_TABLE, protocol=records.RA)
+                )
             namespaces.write_sysctl(setting, "0")
 
 
@@ -105,7 +107,7 @@ def _hand_over(kernel: Netlink, claim: Claim) -> None:
         return
     for route in found:
         if {way.ifindex for way in route.ways} != {link.index} and route.protocol != records.RA:
-            _add(kernel, replace(route, table=WAITING))
+            _add(kernel, replace(route, table=WAITING_TABLE))
         _delete(kernel, route)
     try:
         kernel.replace_route(wanted)
@@ -187,7 +189,7 @@ def _restore(claimed: Sequence[Claim]) -> tuple[tuple[str, Route], ...]:
 
 def _released(kernel: Netlink, claim: Claim, names: Mapping[int, str]) -> Iterator[tuple[str, Route]]:
     """Put back each route that waits for the end of a claim, and yield its ways with their interfaces' names."""
-    for route in kernel.routes(claim.family, WAITING):
+    for route in kernel.routes(claim.family, WAITING_TABLE):
         if route.protocol == records.RA:  # a mark
             namespaces.write_sysctl(_HEEDS.format(names.get(route.ifindex, "")), "1")
         else:

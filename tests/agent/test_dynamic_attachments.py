@@ -437,7 +437,7 @@ def test_a_new_network_gets_a_device_that_no_other_has(running):
     there = [attachment("default/d", "net1", device=Device("r.io/x", "0000:01:00.1"))]
     sources = Sources(node.config, node.store)
     call = running.stage.call("ADD", "p")
-    found = decide.additional_attachment(there, choice, call, pod, sources=sources, given=given)
+    found = decide.additional_attachment(there, choice, call, pod, sources=sources, device_sources=given)
     assert ("net2", "0000:01:00.2", POD) == (found.ifname, found.device.id, found.origin)
     with pytest.raises(CniError, match="there is none for it"):
-        decide.additional_attachment([*there, found], choice, call, pod, sources=sources, given=given)
+        decide.additional_attachment([*there, found], choice, call, pod, sources=sources, device_sources=given)

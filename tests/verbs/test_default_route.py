@@ -285,7 +285,7 @@ def test_routers_are_heard_again_when_the_claimer_goes(stage):
     heard(stage, "br2", "fd75::/64", "net2")
     assert {(6, "eth0", "fd88::1"), (6, "net2", str(ROUTER))} == {route for route in defaults(stage) if route[0] == 6}
     with netlink.open(stage.netns) as kernel:
-        assert [] == kernel.routes(6, default_route.WAITING)
+        assert [] == kernel.routes(6, default_route.WAITING_TABLE)
 
 
 # --- gateways ---------------------------------------------------------------------------------------------------------

@@ -80,13 +80,13 @@ def _is_as_asked(item: Attachment, choice: Selection, primary: Attachment | None
         and item.default_route == choice.default_route
         and _has_device(item, choice)
         and all(_has_args(plugin, choice.cni_args or {}) for plugin in item.conflist.plugins)
-        and _has_wishes(item, capabilities.of(False, choice, {}), primary.capabilities if primary else {})
+        and _has_wishes(item, capabilities.runtime_config(False, choice, {}), primary.capabilities if primary else {})
     )
 
 
 def _has_device(item: Attachment, choice: Selection) -> bool:
-    wish = devices.Wish(item.name, choice.resource, choice.device_id, choice.container, choice.claim)
-    return wish.fits(item.device) if item.device else not wish.counted
+    wish = devices.DeviceRequest(item.name, choice.resource, choice.device_id, choice.container, choice.claim)
+    return wish.fits(item.device) if item.device else not wish.is_allocated
 
 
 def _has_args(plugin: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
@@ -98,7 +98,7 @@ def _has_args(plugin: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
 
 def _has_wishes(item: Attachment, asked: Mapping[str, Any], runtimes: Mapping[str, Any]) -> bool:
     """Tell whether what was asked of a network is what it has; *runtimes* is what the runtime asked of the pod."""
-    for key in capabilities.ASKED:
+    for key in capabilities.REQUESTABLE:
         has, wants = item.capabilities.get(key), asked.get(key)
         if has == wants or (key == "deviceID" and item.device):
             continue
@@ -332,7 +332,7 @@ class _Look:
         try:
             given = attach.device_sources(call, node, pod) or ()
             attachment = decide.additional_attachment(
-                there, choice, call, pod, sources=Sources(node.config, node.store), given=given
+                there, choice, call, pod, sources=Sources(node.config, node.store), device_sources=given
             )
             result = hotplug.plug(attachment, call, node, pod)
         except hotplug.Gone:
