@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What networks of tenants may use of the node: plugin types and folders, where the platform's config lists them.
+"""Which plugin types and folders of the node the networks of tenants may use, as the platform's config lists them.
 
-Off unless it lists any. It holds for definitions outside `globalNamespaces`, never for networks that our config names.
+Without a list all are allowed. Applies to definitions outside `globalNamespaces`, not to networks of our own config.
 """
 
 import os
@@ -15,9 +15,9 @@ from multus_py.cni.errors import CniError, Code
 from multus_py.config.plugin import MultusConfig
 from multus_py.kernel import host_root
 
-# Keys under which a config names another plugin that somebody runs for it: flannel has `delegate`.
+# Keys under which a config has the config of another plugin that is run for it: flannel has `delegate`.
 _CARRIES_PLUGINS = frozenset(("ipam", "delegate", "delegates", "plugins"))
-# Keys that hold a path even where it is written relative to a folder that nobody knows.
+# Keys whose value is a path even when it is relative, to an unknown folder.
 _HOLDS_PATH = frozenset(("datadir", "kernelpath", "resolvconf", "logfile", "kubeconfig", "daemonsocketpath"))
 _URI = re.compile(
     r"[a-zA-Z][a-zA-Z0-9+.\-]*:(?://(?=/))?(/(?!/[^/]).*)\Z", re.DOTALL
@@ -35,7 +35,7 @@ def refuse_foreign(conf: Conflist, where: str, config: MultusConfig) -> None:
 
 
 def refuse_foreign_paths(body: Mapping[str, Any], where: str, config: MultusConfig) -> None:
-    """Raise when an object, at any depth, names a path outside the `allowedFolders`; all are fine where none is set."""
+    """Raise when an object, at any depth, names a path outside the `allowedFolders`; without a list all are allowed."""
     if config.allowed_folders is None:
         return
     for key, path in _paths(body):
@@ -58,7 +58,7 @@ def _refuse_type(kind: object, where: str, config: MultusConfig) -> None:
 
 
 def _types(plugin: Mapping[str, Any]) -> Iterator[object]:
-    """Yield the types of a plugin and of all that it has run for it; keys are found as Go finds them, any case."""
+    """Yield the types of a plugin and of all that are run for it; keys match in any case, as in Go."""
     for key, value in plugin.items():
         folded = key.casefold()
         if folded == "type" and value not in ("", None):
@@ -70,7 +70,7 @@ def _types(plugin: Mapping[str, Any]) -> Iterator[object]:
 
 
 def _paths(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every path in a config with the key that it stands under; the keys of objects may be paths, too."""
+    """Yield every path in a config with its key; the keys of objects may be paths, too."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             if path := _path(name, ""):
@@ -84,7 +84,7 @@ def _paths(value: object, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _path(text: str, key: str) -> str:
-    """Return what of *text* is a path; "" for what is none, such as an address with its prefix length."""
+    """Return the path in *text*; "" when it is none, as an address with its prefix length."""
     if uri := _URI.match(text):
         return uri.group(1)
     if text.startswith("/") or ".." in PurePosixPath(text).parts:
@@ -93,7 +93,7 @@ def _path(text: str, key: str) -> str:
 
 
 def _is_within(path: str, config: MultusConfig) -> bool:
-    """Tell whether *path* leads into an allowed folder, whatever links and `..` are on the way."""
+    """Tell whether *path* is in an allowed folder after links and `..` are resolved."""
     if not path.startswith("/") or "\0" in path:
         return False
     found = _resolved(path, config)
@@ -101,5 +101,5 @@ def _is_within(path: str, config: MultusConfig) -> bool:
 
 
 def _resolved(path: str, config: MultusConfig) -> Path:
-    # os.path.realpath goes on past what is not there yet: ADD may make a folder.
+    # os.path.realpath accepts what does not exist yet: ADD may create a folder.
     return Path(os.path.realpath(path)) if config.root == "/" else host_root.within(Path(config.root), path)

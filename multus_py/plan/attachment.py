@@ -16,12 +16,12 @@ ORIGINS = PLATFORM, POD, REQUEST, OTHER = ("platform", "pod", "request", "other"
 
 @dataclass(frozen=True)
 class Attachment:
-    """One network of one pod, decided: everything that its plugins will be told, on ADD, CHECK and DEL alike.
+    """One planned network of one pod: all that its plugins get, the same on ADD, CHECK and DEL.
 
-    *name* is how people know it: `<namespace>/<definition>`, or the config's own name when it came from a file.
-    *capabilities* is what may become a plugin's runtimeConfig; *default_route* None: nothing said, (): keep what the
-    delegate sets, else one gateway per family. *device* is the one that belongs to it; the config names it already.
-    *origin* is who asked for it, one of `ORIGINS`; "" when an earlier build wrote it down.
+    *name* is for messages and the status: `<namespace>/<definition>`, or the name of a config file.
+    *capabilities* is what may become a plugin's runtimeConfig; *default_route* None: not requested, (): keep what the
+    delegate sets, else the gateways. *device* is assigned to it, and already in the config.
+    *origin* is who asked for it, one of `ORIGINS`; "" from an earlier build.
     """
 
     name: str
@@ -45,5 +45,5 @@ def pod_ref(call: Call) -> PodRef | None:
 
 
 def _text(value: str) -> str:
-    """Return a value of an environment, which may be any bytes, as text that every store can look for."""
+    """Return a value of an environment, which may be any bytes, as text that every store accepts."""
     return value if value.isascii() else value.encode(errors="surrogateescape").decode(errors="replace")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pod asks of one network, and the two roads to its plugins: runtimeConfig and CNI_ARGS.
+"""What a pod requests of one network, and how its plugins get it: in runtimeConfig or in CNI_ARGS.
 
-runtimeConfig is for plugins that declare the capability. CNI_ARGS reaches every plugin of the chain, and few read it:
-what goes neither way would be dropped without a word, so it is refused.
+runtimeConfig is for plugins that declare the capability. CNI_ARGS reaches every plugin of the chain, and few read it.
+A request that no plugin would read is refused.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,11 +12,11 @@ from multus_py.cni.conflist import Conflist
 from multus_py.cni.errors import CniError, Code
 from multus_py.config.selection import Selection
 
-# What the runtime says of one interface concerns the interface it asked for, not the pod's other ones.
+# What the runtime sets for one interface applies to the interface it requested, not to the pod's other ones.
 _OF_AN_ADDRESS = ("ips", "ipRanges", "aliases", "portMappings")
 _OF_A_DEVICE = ("mac", "infinibandGUID", "deviceID", "CNIDeviceInfoFile", "bandwidth")
 _ONE_INTERFACE = frozenset(_OF_AN_ADDRESS + _OF_A_DEVICE)
-# Which words of CNI_ARGS the plugins read that we know: the reference plugins 0.8 to 1.9, sriov-cni, ib-sriov-cni,
+# The keys of CNI_ARGS that known plugins read: the reference plugins 0.8 to 1.9, sriov-cni, ib-sriov-cni,
 # rdma-cni, ovs-cni, bond-cni, whereabouts.
 _READ: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("bridge", "macvlan", "tap", "tuning", "sriov", "ovs"), ("MAC",)),
@@ -24,34 +24,34 @@ _READ: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("ipvlan", "vlan", "host-device", "ptp", "dummy", "loopback", "bond", "ib-sriov", "passthru"), ()),
     **dict.fromkeys(("portmap", "bandwidth", "firewall", "sbr", "vrf", "rdma", "dhcp"), ()),
 }
-# An executable that we do not know may read both, or the pod's annotation itself (OVN-Kubernetes does).
+# An unknown executable may read both, or the pod's annotation itself (OVN-Kubernetes does).
 _MAYBE = ("MAC", "IP")
-# The key of the annotation: the capability, the word of CNI_ARGS ("": none), plugins that take the capability.
-_ROADS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
+# The key of the annotation: the capability, the key of CNI_ARGS ("": none), plugins that support the capability.
+_DELIVERY: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "ips": ("ips", "IP", ("host-local", "static")),
     "mac": ("mac", "MAC", ("bridge", "macvlan", "tap", "sriov", "tuning")),
     "infiniband-guid": ("infinibandGUID", "", ("ib-sriov",)),
     "portMappings": ("portMappings", "", ("portmap",)),
     "bandwidth": ("bandwidth", "", ("bandwidth",)),
 }
-# What an element of an annotation may ask of a network.
-REQUESTABLE = (*(capability for capability, _, _ in _ROADS.values()), "deviceID")
+# What an element of an annotation may request of a network.
+REQUESTABLE = (*(capability for capability, _, _ in _DELIVERY.values()), "deviceID")
 
 
 def runtime_config(primary: bool, asked: Selection | None, runtime: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what may become runtimeConfig: the runtime's values, then what the pod asked of this network."""
+    """Return what may become runtimeConfig: the runtime's values, then what the pod requests of this network."""
     base = {key: value for key, value in runtime.items() if primary or key not in _ONE_INTERFACE}
     if asked is None:
         return base
-    wanted = {_ROADS[key][0]: value for key, value in _wanted(asked)}
-    return {**base, **wanted, **({"deviceID": asked.device_id} if asked.device_id else {})}
+    requested = {_DELIVERY[key][0]: value for key, value in _requests(asked)}
+    return {**base, **requested, **({"deviceID": asked.device_id} if asked.device_id else {})}
 
 
 def cni_args(asked: Selection | None, conf: Conflist) -> dict[str, str]:
-    """Return what the pod asked of this network as words of CNI_ARGS."""
+    """Return what the pod requests of this network as keys of CNI_ARGS."""
     if asked is None:
         return {}
-    # host-local takes one address here: a list goes by the capability, if any plugin declares it.
+    # host-local accepts one address here: a list needs the capability, if a plugin declares it.
     ips = asked.ips if len(asked.ips) == 1 or not is_declared(conf, "ips") else ()
     words = {"MAC": asked.mac, "IP": ",".join(ips)}
     return {word: value for word, value in words.items() if value}
@@ -66,20 +66,20 @@ def is_declared(conf: Conflist, capability: str) -> bool:
 
 
 def refuse_undeliverable(network: str, conf: Conflist, asked: Selection | None) -> None:
-    """Refuse (code 7) what is asked of a network and reaches no plugin of its chain."""
-    for key, value in _wanted(asked) if asked else ():
-        capability, word, _ = _ROADS[key]
+    """Refuse (code 7) what is requested of a network and reaches no plugin of its chain."""
+    for key, value in _requests(asked) if asked else ():
+        capability, word, _ = _DELIVERY[key]
         if is_declared(conf, capability):
             continue
-        readers = {reader for reader in _told(conf, word) if word in _READ.get(reader, _MAYBE)}
+        readers = {reader for reader in _readers(conf, word) if word in _READ.get(reader, _MAYBE)}
         if not readers:
-            raise _unheard(network, conf, key, f"no plugin of its chain ({', '.join(conf.types)}) would be told")
+            raise _undeliverable(network, conf, key, f"no plugin of its chain ({', '.join(conf.types)}) would be told")
         if key == "ips" and len(value) > 1 and readers == {"host-local"}:
-            raise _unheard(network, conf, key, "host-local takes one address in CNI_ARGS")
+            raise _undeliverable(network, conf, key, "host-local takes one address in CNI_ARGS")
 
 
-def _wanted(asked: Selection) -> Iterator[tuple[str, Any]]:
-    """Yield what is asked for, by its key in the annotation."""
+def _requests(asked: Selection) -> Iterator[tuple[str, Any]]:
+    """Yield what is requested, by its key in the annotation."""
     yield from (("ips", list(asked.ips)),) if asked.ips else ()
     yield from (("mac", asked.mac),) if asked.mac else ()
     yield from (("infiniband-guid", asked.infiniband_guid),) if asked.infiniband_guid else ()
@@ -87,8 +87,8 @@ def _wanted(asked: Selection) -> Iterator[tuple[str, Any]]:
     yield from (("bandwidth", asked.bandwidth),) if asked.bandwidth else ()
 
 
-def _told(conf: Conflist, word: str) -> Iterator[str]:
-    """Yield the types of the plugins that may do what a word of CNI_ARGS asks: of an address IPAM plugins, too."""
+def _readers(conf: Conflist, word: str) -> Iterator[str]:
+    """Yield the types of the plugins that may read a key of CNI_ARGS: for an address IPAM plugins, too."""
     yield from conf.types if word else ()
     if word == "IP":
         yield from filter(None, map(_ipam, conf.plugins))
@@ -99,13 +99,13 @@ def _ipam(plugin: Mapping[str, Any]) -> str:
     return str(ipam.get("type") or "") if isinstance(ipam, Mapping) else ""
 
 
-def _unheard(network: str, conf: Conflist, key: str, why: str) -> CniError:
+def _undeliverable(network: str, conf: Conflist, key: str, why: str) -> CniError:
     return CniError(Code.INVALID_CONFIG, f"network {network}: {key!r} is asked for, and {why}", _advice(conf, key))
 
 
 def _advice(conf: Conflist, key: str) -> str:
-    """Say what to write into which plugin of the chain, or which one the chain lacks."""
-    capability, _, takers = _ROADS[key]
+    """Return what to write into which plugin of the chain, or which plugin the chain lacks."""
+    capability, _, takers = _DELIVERY[key]
     line = f'"capabilities": {{"{capability}": true}}'
     for plugin in conf.plugins:
         if plugin["type"] in takers or _ipam(plugin) in takers:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Device information files: what a device plugin or a network's plugin tells of a device, on its way to the pod.
+"""Device information files, which a device plugin or a CNI plugin writes and network-status publishes.
 
 Source: Device Information Specification 1.1.0 of the Network Plumbing Working Group.
 """
@@ -18,8 +18,8 @@ from multus_py.kube.store import Device
 
 CAPABILITY = "CNIDeviceInfoFile"
 VERSION = "1.1.0"
-SIZE_LIMIT = 64 * 1024  # bytes of a file that we are ready to put into an annotation
-_NAME_LIMIT = 250  # bytes of a file name, with room for the dot of a draft
+SIZE_LIMIT = 64 * 1024  # bytes of a file that is put into an annotation
+_NAME_LIMIT = 250  # bytes of a file name, with room for the dot of the temporary file
 _SEMANTIC = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}\Z")
 # Type -> its keys (spec section 3); a tuple lists the values that a required key may have, None is any text.
 _REQUIRED: dict[str, dict[str, tuple[str, ...] | None]] = {
@@ -38,17 +38,17 @@ _OPTIONAL = {
 
 
 def path(root: Path, network: str, container_id: str, ifname: str) -> Path:
-    """Return where the information about one attachment stands: unique, and one name long."""
+    """Return the file of one attachment: a unique name in one folder."""
     name = f"{network}-{container_id}_{ifname}".replace("/", "-")
     if len(name.encode()) > _NAME_LIMIT:
-        import hashlib  # loads OpenSSL: 4 ms and a megabyte that hardly ever are needed
+        import hashlib  # loads OpenSSL, 4 ms and a megabyte: rarely needed
 
         name = hashlib.sha256(name.encode()).hexdigest()
     return root / "cni" / name
 
 
 def plugin_path(root: Path, device: Device) -> Path:
-    """Return where the device plugin tells of *device*, if it does."""
+    """Return the file that the device plugin of *device* may write."""
     return root / "dp" / f"{device.resource}-{device.id}-device.json".replace("/", "-")
 
 
@@ -58,7 +58,7 @@ def pci(address: str) -> dict[str, Any]:
 
 
 def provide(capabilities: Mapping[str, Any], device: Device | None, root: Path) -> None:
-    """Put what the device plugin tells of *device* where the network's plugins look for it; nothing older stays there.
+    """Copy the device plugin's information about *device* to the file of the attachment; remove an older one.
 
     CniError when the device plugin's file is damaged; no file is fine.
     """
@@ -66,23 +66,23 @@ def provide(capabilities: Mapping[str, Any], device: Device | None, root: Path) 
         return
     try:
         target.unlink(missing_ok=True)
-        if device and (told := _read(plugin_path(root, device))):
-            _write(target, told)
+        if device and (content := _read(plugin_path(root, device))):
+            _write(target, content)
     except OSError as cause:
         raise CniError(Code.IO, f"cannot write the device information {target}: {cause.strerror}") from cause
 
 
 def read(capabilities: Mapping[str, Any], root: Path) -> dict[str, Any] | None:
-    """Return what is told about an attachment's device, None when nothing is; CniError when that cannot be used."""
+    """Return the device information of an attachment, None without any; CniError when it is not valid."""
     target = _path(capabilities, root)
     return _read(target) if target else None
 
 
 def remove(capabilities: Mapping[str, Any], root: Path) -> None:
-    """Remove what is told about an attachment's device; what is gone already is fine."""
+    """Remove the device information of an attachment; none is success."""
     if target := _path(capabilities, root):
         try:
-            _draft(target).unlink(missing_ok=True)
+            _temporary(target).unlink(missing_ok=True)
             target.unlink(missing_ok=True)
         except OSError as cause:
             raise CniError(Code.IO, f"cannot remove the device information {target}: {cause.strerror}") from cause
@@ -105,15 +105,15 @@ def decode(text: bytes, where: str = "device information") -> dict[str, Any]:
     for key, allowed in _REQUIRED[kind].items():
         value = about.get(key)
         if not isinstance(value, str) or not value or (allowed and value not in allowed):
-            wanted = " or ".join(allowed) if allowed else "a text"
-            raise CniError(Code.DECODE, f"{where}: {kind}.{key} must be {wanted}, it is {value!r:.40}")
+            expected = " or ".join(allowed) if allowed else "a text"
+            raise CniError(Code.DECODE, f"{where}: {kind}.{key} must be {expected}, it is {value!r:.40}")
     for key in _OPTIONAL[kind]:
         Fields(about, f"{where}: {kind}").text(key)
     return body
 
 
 def _path(capabilities: Mapping[str, Any], root: Path) -> Path | None:
-    """Return the attachment's file; None when it has none, or one that stands elsewhere and so is not ours."""
+    """Return the attachment's file; None when it has none, or one in another folder, which is not ours."""
     value = capabilities.get(CAPABILITY)
     found = Path(value) if isinstance(value, str) and "\0" not in value else None
     return found if found and found.parent == root / "cni" and found.name not in ("", "..") else None
@@ -130,13 +130,13 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, body: Mapping[str, Any]) -> None:
-    """Write the file, whole or not at all, for everybody on the node to read."""
+    """Write the file atomically, readable for all users."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-    draft = _draft(path)
-    draft.write_text(json.dumps(body))
-    draft.chmod(0o644)
-    draft.rename(path)
+    temporary = _temporary(path)
+    temporary.write_text(json.dumps(body))
+    temporary.chmod(0o644)
+    temporary.rename(path)
 
 
-def _draft(path: Path) -> Path:
+def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is attached on this node: the journal's word beside the kernel's, and every difference between them."""
+"""What is attached on this node, for `status`: the journal compared with the kernel."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -25,9 +25,9 @@ _SHOWN = ("vlan", "spoofchk", "trust", "link_state", "rates")
 
 @dataclass(frozen=True)
 class Interface:
-    """One attachment. *drift* says in words what differs from what ADD left, empty when nothing does.
+    """One attachment. *drift* describes the differences from the results of ADD, empty without any.
 
-    *device* has `pci`, `driver`, `resource`, and for a virtual function what the physical one tells of it now: `pf`,
+    *device* has `pci`, `driver`, `resource`, and for a virtual function its settings on the physical one: `pf`,
     `vf`, `mac`, `vlan` (id, priority, protocol), `spoofchk`, `trust`, `link_state`, `rates` (least and most Mbit/s).
     """
 
@@ -42,7 +42,7 @@ class Interface:
 
 @dataclass(frozen=True)
 class Failed:
-    """A network that never came to be and whose DEL fails; *final*: it is not tried any more."""
+    """A network whose ADD did not complete and whose DEL fails; *final*: it is not retried."""
 
     ifname: str
     network: str
@@ -53,7 +53,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Sandbox:
-    """One sandbox of the journal; *trouble* says why its interfaces cannot be looked at."""
+    """One sandbox of the journal; *trouble* is the error when its interfaces cannot be read."""
 
     namespace: str
     pod: str
@@ -65,7 +65,7 @@ class Sandbox:
 
     @property
     def drifted(self) -> bool:
-        """Tell whether anything is not as it was left."""
+        """Tell whether anything differs from what was attached."""
         return bool(self.trouble or self.failed) or any(interface.drift for interface in self.interfaces)
 
     def to_json(self) -> dict[str, Any]:
@@ -75,14 +75,14 @@ class Sandbox:
 
 @dataclass(frozen=True)
 class Survey:
-    """Where to look: the journal, the kept results, the machine's PCI devices."""
+    """Reads the state of all sandboxes: from journal, cached results and the PCI devices of the node."""
 
     journal: Journal
     cache: ResultCache
     bus: Bus
 
     def sandboxes(self) -> Iterator[Sandbox]:
-        """Look at every sandbox of the journal; nothing is waited for and nothing is changed."""
+        """Yield every sandbox of the journal; without its lock, and without changes."""
         with netlink.open() as host:
             for container_id, ifname in self.journal.sandboxes():
                 yield self._sandbox(container_id, ifname, host)
@@ -97,26 +97,26 @@ class Survey:
             Failed(one.attachment.ifname, one.attachment.name, one.reason, one.tries, one.is_final)
             for one in entry.failures
         )
-        known = Sandbox(*named, container_id, entry.netns, failed=failed)
+        sandbox = Sandbox(*named, container_id, entry.netns, failed=failed)
         if not entry.attachments:
-            return known
+            return sandbox
         try:
             with netlink.open(entry.netns) as kernel:
-                return replace(known, interfaces=tuple(self._interfaces(entry, kernel, host)))
+                return replace(sandbox, interfaces=tuple(self._interfaces(entry, kernel, host)))
         except CniError as error:
-            return replace(known, trouble=f"its namespace cannot be looked into: {error.msg}")
+            return replace(sandbox, trouble=f"its namespace cannot be looked into: {error.msg}")
 
     def _interfaces(self, entry: Entry, kernel: Netlink, host: Netlink) -> Iterator[Interface]:
         claimed = default_route.claims(entry.attachments)
         for attachment in entry.attachments:
-            kept = self.cache.result(attachment, entry.container_id)
-            result = results.read(kept, attachment.conflist.version) if kept else None
+            cached = self.cache.result(attachment, entry.container_id)
+            result = results.read(cached, attachment.conflist.version) if cached else None
             device = self._device(attachment, result, host)
             link = kernel.find_link(attachment.ifname)
             if link is None:
-                promised = result is None or result.interfaces or result.ips
-                for_program = device and device["driver"] in _FOR_PROGRAMS
-                gone = ("the interface is not there",) if promised and not for_program else ()
+                expected = result is None or result.interfaces or result.ips
+                for_program = device and device["driver"] in _USERSPACE_DRIVERS
+                gone = ("the interface is not there",) if expected and not for_program else ()
                 yield Interface(attachment.ifname, attachment.name, (), "", 0, gone, device)
                 continue
             ips = tuple(
@@ -130,9 +130,9 @@ class Survey:
             yield Interface(attachment.ifname, attachment.name, ips, link.mac, link.mtu, tuple(drift), device)
 
     def _device(self, attachment: Attachment, result: Result | None, host: Netlink) -> dict[str, Any] | None:
-        """Return what is known of the attachment's device; None when it has none."""
-        told = next((item.pci_id for item in result.interfaces if item.pci_id), "") if result else ""
-        address = told or (attachment.device.id if attachment.device else "") or str(_configured(attachment))
+        """Return the device of an attachment; None when it has none."""
+        reported = next((item.pci_id for item in result.interfaces if item.pci_id), "") if result else ""
+        address = reported or (attachment.device.id if attachment.device else "") or str(_configured(attachment))
         if not _PCI.match(address) or not self.bus.exists(address):
             return None
         shown: dict[str, Any] = {"pci": address, "driver": self.bus.driver(address),
@@ -145,8 +145,8 @@ class Survey:
         return shown
 
 
-# Drivers that hand a device to a program in the pod: there is no interface to look for.
-_FOR_PROGRAMS = ("vfio-pci", "uio_pci_generic", "igb_uio")
+# Drivers that give a device to a program in the pod: it has no interface.
+_USERSPACE_DRIVERS = ("vfio-pci", "uio_pci_generic", "igb_uio")
 
 
 def _configured(attachment: Attachment) -> Any:
@@ -160,7 +160,7 @@ def _function(host: Netlink, name: str, number: int) -> VirtualFunction | None:
 
 
 def _differences(attachment: Attachment, result: Result | None, ips: tuple[str, ...], mac: str) -> Iterator[str]:
-    """Say what of the kept result the interface does not have."""
+    """Yield what of the cached result the interface does not have."""
     if result is None:
         yield "no result is kept"
         return
@@ -171,14 +171,14 @@ def _differences(attachment: Attachment, result: Result | None, ips: tuple[str, 
         if (ip.interface is None or ip.interface in own) and ip.address.with_prefixlen not in ips:
             yield f"address {ip.address.with_prefixlen} is not there"
     for n in own:
-        told = result.interfaces[n].mac.lower()
-        if len(told) == len(mac) and told != mac:
-            yield f"the MAC was {told}"
+        recorded = result.interfaces[n].mac.lower()
+        if len(recorded) == len(mac) and recorded != mac:
+            yield f"the MAC was {recorded}"
 
 
 def _lost_routes(kernel: Netlink, result: Result | None) -> list[str]:
-    """Say which routes of the kept result are in no table: plugins that route by source have tables of their own."""
+    """Return which routes of the cached result are in no table (the sbr plugin uses tables of its own)."""
     if result is None or not result.routes:
         return []
-    there = {route.dst for route in kernel.routes(table=0) if route.table != default_route.WAITING_TABLE}
-    return [f"the route to {route.dst} is not there" for route in result.routes if route.dst not in there]
+    existing = {route.dst for route in kernel.routes(table=0) if route.table != default_route.WAITING_TABLE}
+    return [f"the route to {route.dst} is not there" for route in result.routes if route.dst not in existing]

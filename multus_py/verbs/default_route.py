@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who keeps the default route: what `default-route` asks is made true in the kernel and said in every result.
+"""Default routes: applies what `default-route` requests, in the kernel and in the results.
 
-A default route that yields to a claim waits in a table of the pod's namespace that no rule looks into: it comes back
-when the claimer is detached, and nobody has to remember it longer than the pod lives. Beside an IPv6
-claim no interface of the pod takes a default route from a router advertisement; which ones did is kept there, too.
+A default route that a claim replaces is stored in a routing table of the pod's namespace that no rule uses. It is
+restored when the claimer is detached. With an IPv6 claim no interface of the pod accepts a default route from a router
+advertisement (`accept_ra_defrtr`); the interfaces that did are stored in that table, too.
 """
 
 import errno
@@ -20,17 +20,17 @@ from multus_py.kernel.netlink import Netlink
 from multus_py.kernel.records import Link
 from multus_py.plan.attachment import Attachment
 
-WAITING_TABLE = 0x6D70  # the table
-_UNSAID = {4: 0, 6: 1024}  # the priority that the kernel gives to a route without one (IP6_RT_PRIO_USER)
-_ANYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
-_HEEDS = "net/ipv6/conf/{}/accept_ra_defrtr"  # whether an interface takes a default route from an advertisement
+WAITING_TABLE = 0x6D70  # of replaced default routes
+_DEFAULT_PRIORITY = {4: 0, 6: 1024}  # the priority that the kernel gives to a route without one (IP6_RT_PRIO_USER)
+_DEFAULT = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
+_ACCEPTS_ADVERTISED = "net/ipv6/conf/{}/accept_ra_defrtr"  # of router advertisements
 
 
 @dataclass(frozen=True)
 class Claim:
-    """An attachment that is to have the default route of one family, and by which gateways: several share it (ECMP).
+    """An attachment that is to have the default route of one family, with its gateways: several are ECMP next hops.
 
-    *network* is how a message names it.
+    *network* is its name in messages.
     """
 
     network: str
@@ -43,86 +43,86 @@ class Claim:
         return self.gateways[0].version
 
     def route(self, ifindex: int) -> records.Route:
-        """Return the default route that is claimed, of the interface *ifindex*."""
-        anywhere = _ANYWHERE[self.family]
+        """Return the claimed default route, of the interface *ifindex*."""
+        default = _DEFAULT[self.family]
         if len(self.gateways) == 1:
-            return records.Route(dst=anywhere, gateway=self.gateways[0], ifindex=ifindex)
-        return records.Route(dst=anywhere, hops=tuple(records.Hop(ifindex, one) for one in self.gateways))
+            return records.Route(dst=default, gateway=self.gateways[0], ifindex=ifindex)
+        return records.Route(dst=default, hops=tuple(records.Hop(ifindex, gateway) for gateway in self.gateways))
 
     def __str__(self) -> str:
         return " and ".join(map(str, self.gateways))
 
 
 def claims(attachments: Sequence[Attachment]) -> tuple[Claim, ...]:
-    """Return who asks for the default route: at most one per family, the plan refused more. `[]` asks for nothing."""
-    asked = [
-        (attachment, tuple(one for one in attachment.default_route or () if one.version == family))
+    """Return the claims of attachments, one for each family at most (the plan refuses more). `[]` claims nothing."""
+    requested = [
+        (attachment, tuple(address for address in attachment.default_route or () if address.version == family))
         for attachment in attachments
         for family in (4, 6)
     ]
     return tuple(
         Claim(str(attachment), attachment.ifname, tuple(dict.fromkeys(gateways)))
-        for attachment, gateways in asked
+        for attachment, gateways in requested
         if gateways
     )
 
 
 def apply_claims(netns: str, claimed: Sequence[Claim]) -> None:
-    """Give each claimed family's default route in *netns* to its claimer alone; those of others wait, or go with it."""
+    """Make each claim the only default route of its family in *netns*; store those of other interfaces."""
     namespaces.run_in(netns, lambda: _apply_claims(claimed))
 
 
 def _apply_claims(claimed: Sequence[Claim]) -> None:
-    """Do it; runs inside the pod's namespace."""
+    """Run inside the pod's namespace."""
     with netlink.open() as kernel:
         if any(claim.family == 6 for claim in claimed):
-            _refuse_advertised(kernel)
+            _disable_advertised(kernel)
         for claim in claimed:
             try:
-                _hand_over(kernel, claim)
-            except CniError as trouble:
-                raise trouble.with_context(f"{claim.network}: default-route {claim}") from trouble
+                _apply_claim(kernel, claim)
+            except CniError as error:
+                raise error.with_context(f"{claim.network}: default-route {claim}") from error
 
 
-def _refuse_advertised(kernel: Netlink) -> None:
-    """Let no interface take a default route from a router advertisement; one that did is marked in the waiting table.
+def _disable_advertised(kernel: Netlink) -> None:
+    """Disable default routes from router advertisements; mark the interfaces that accepted them in the table.
 
-    Addresses and other routes that a router advertises are still taken.
+    Addresses and other routes of advertisements are still accepted.
     """
     for link in kernel.links():
-        setting = _HEEDS.format(link.name)
+        setting = _ACCEPTS_ADVERTISED.format(link.name)
         if link.name != "lo" and namespaces.read_sysctl(setting) == "1":
-            with suppress(NetlinkError):  # an interface that is down has no routes: it stays so when the claim ends
+            with suppress(NetlinkError):  # an interface that is down can have no marker
                 kernel.add_route(
-                    records.Route(_ANYWHERE[6], ifindex=link.index, table=WAITING_TABLE, protocol=records.RA)
+                    records.Route(_DEFAULT[6], ifindex=link.index, table=WAITING_TABLE, protocol=records.RA)
                 )
             namespaces.write_sysctl(setting, "0")
 
 
-def _hand_over(kernel: Netlink, claim: Claim) -> None:
+def _apply_claim(kernel: Netlink, claim: Claim) -> None:
     link = kernel.link(claim.ifname)
     found = kernel.default_routes(claim.family)
-    wanted = claim.route(link.index)
-    if _held(claim, link, found) and len(found) == 1 and _said(found[0], found[0].ways[0]).priority == 0:
+    claimed = claim.route(link.index)
+    if _is_held(claim, link, found) and len(found) == 1 and _to_result(found[0], found[0].ways[0]).priority == 0:
         return
     for route in found:
         if {way.ifindex for way in route.ways} != {link.index} and route.protocol != records.RA:
             _add(kernel, replace(route, table=WAITING_TABLE))
         _delete(kernel, route)
     try:
-        kernel.replace_route(wanted)
-    except NetlinkError as trouble:
-        if trouble.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+        kernel.replace_route(claimed)
+    except NetlinkError as error:
+        if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH):
             raise
-        if far := _far(kernel, claim, link):
-            raise _unreachable(kernel, claim, link, far[0]) from trouble
-        # Source based routing moved the routes of the interface's networks to a table of their own.
-        kernel.replace_route(replace(wanted, flags=records.ONLINK))
+        if off_link := _off_link_gateways(kernel, claim, link):
+            raise _unreachable(kernel, claim, link, off_link[0]) from error
+        # The sbr plugin moved the link routes of the interface to another table.
+        kernel.replace_route(replace(claimed, flags=records.ONLINK))
 
 
-def _far(kernel: Netlink, claim: Claim, link: Link) -> list[Address]:
-    """Return the claim's gateways that no route without a gateway leads to, in whatever table."""
-    near = [
+def _off_link_gateways(kernel: Netlink, claim: Claim, link: Link) -> list[Address]:
+    """Return the claim's gateways that no link route of any table reaches."""
+    on_link = [
         route.dst
         for route in kernel.routes(claim.family, table=0)
         if route.ifindex == link.index
@@ -130,7 +130,7 @@ def _far(kernel: Netlink, claim: Claim, link: Link) -> list[Address]:
         and route.gateway is None
         and not route.is_default
     ]
-    return [gateway for gateway in claim.gateways if not any(gateway in dst for dst in near)]
+    return [gateway for gateway in claim.gateways if not any(gateway in dst for dst in on_link)]
 
 
 def _unreachable(kernel: Netlink, claim: Claim, link: Link, gateway: Address) -> CniError:
@@ -144,28 +144,27 @@ def _unreachable(kernel: Netlink, claim: Claim, link: Link, gateway: Address) ->
 
 
 def _add(kernel: Netlink, route: records.Route) -> None:
-    """Add a route beside others of its metric; one that is there is fine."""
+    """Add a route, also with the metric of another one; an existing one is success."""
     try:
         kernel.add_route(route)
-    except NetlinkError as trouble:
-        if trouble.errno != errno.EEXIST:
+    except NetlinkError as error:
+        if error.errno != errno.EEXIST:
             raise
 
 
 def _delete(kernel: Netlink, route: records.Route) -> None:
-    """Delete a route; one that is gone, as a learned one may be at any moment, is fine."""
+    """Delete a route; one that does not exist any more is success (advertised routes expire)."""
     try:
         kernel.delete_route(route)
-    except NetlinkError as trouble:
-        if trouble.errno != errno.ESRCH:
+    except NetlinkError as error:
+        if error.errno != errno.ESRCH:
             raise
 
 
 def restore(netns: str, claimed: Sequence[Claim]) -> tuple[tuple[str, Route], ...]:
-    """Put back what yielded to *claimed*, whose interfaces are gone; return each route with its interface's name.
+    """Restore the default routes that *claimed* replaced, of detached interfaces; return each with its interface name.
 
-    A default route that a router had advertised comes back with its next advertisement. A namespace that is gone has
-    nothing to be put back.
+    An advertised default route returns with the next advertisement. Without the namespace nothing is restored.
     """
     if not claimed or not netns:
         return ()
@@ -175,77 +174,79 @@ def restore(netns: str, claimed: Sequence[Claim]) -> tuple[tuple[str, Route], ..
 
 
 def _restore(claimed: Sequence[Claim]) -> tuple[tuple[str, Route], ...]:
-    """Do it; runs inside the pod's namespace."""
-    returned: list[tuple[str, Route]] = []
+    """Run inside the pod's namespace."""
+    restored: list[tuple[str, Route]] = []
     with netlink.open() as kernel:
         names = {link.index: link.name for link in kernel.links()}
         for claim in claimed:
             try:
-                returned += _released(kernel, claim, names)
-            except CniError as trouble:
-                raise trouble.with_context(f"{claim.network}: give back the default route") from trouble
-    return tuple(returned)
+                restored += _restore_claim(kernel, claim, names)
+            except CniError as error:
+                raise error.with_context(f"{claim.network}: give back the default route") from error
+    return tuple(restored)
 
 
-def _released(kernel: Netlink, claim: Claim, names: Mapping[int, str]) -> Iterator[tuple[str, Route]]:
-    """Put back each route that waits for the end of a claim, and yield its ways with their interfaces' names."""
+def _restore_claim(kernel: Netlink, claim: Claim, names: Mapping[int, str]) -> Iterator[tuple[str, Route]]:
+    """Restore the routes that a claim replaced; yield their next hops with the interface names."""
     for route in kernel.routes(claim.family, WAITING_TABLE):
-        if route.protocol == records.RA:  # a mark
-            namespaces.write_sysctl(_HEEDS.format(names.get(route.ifindex, "")), "1")
+        if route.protocol == records.RA:  # a marker
+            namespaces.write_sysctl(_ACCEPTS_ADVERTISED.format(names.get(route.ifindex, "")), "1")
         else:
             _add(kernel, replace(route, table=records.MAIN_TABLE))
-            yield from ((names.get(way.ifindex, ""), _said(route, way)) for way in route.ways)
+            yield from ((names.get(way.ifindex, ""), _to_result(route, way)) for way in route.ways)
         _delete(kernel, route)
 
 
-def _said(route: records.Route, way: records.Hop) -> Route:
-    """Return one way of a default route of the kernel as a result says it."""
+def _to_result(route: records.Route, way: records.Hop) -> Route:
+    """Return one next hop of a default route as a route of a CNI result."""
     family = route.dst.version
-    priority = 0 if route.priority == _UNSAID[family] else route.priority
-    return Route(_ANYWHERE[family], way.gateway, route.mtu, route.advmss, priority)
+    priority = 0 if route.priority == _DEFAULT_PRIORITY[family] else route.priority
+    return Route(_DEFAULT[family], way.gateway, route.mtu, route.advmss, priority)
 
 
 def check(netns: str, claimed: Sequence[Claim]) -> None:
-    """Raise when a claimed default route in *netns* is not what was asked for."""
+    """Raise when a claimed default route in *netns* is not what was requested."""
     if not claimed:
         return
     with netlink.open(netns) as kernel:
-        for claim, trouble in missing(kernel, claimed):
-            raise CniError(Code.INTERNAL, f"{claim.network}: {trouble}", "something in the pod or on its links set it")
+        for claim, problem in missing(kernel, claimed):
+            raise CniError(Code.INTERNAL, f"{claim.network}: {problem}", "something in the pod or on its links set it")
 
 
 def missing(kernel: Netlink, claimed: Sequence[Claim]) -> Iterator[tuple[Claim, str]]:
-    """Yield each claim that the kernel does not hold to any more, and what it has instead."""
+    """Yield each claim that the kernel does not have, with a message that names what it has instead."""
     for claim in claimed:
         link, found = kernel.find_link(claim.ifname), kernel.default_routes(claim.family)
-        if link is None or not _held(claim, link, found):
-            there = ", ".join(_words(kernel, route) for route in found) or "none"
-            wanted = f"by {claim} on {claim.ifname} alone"
-            yield claim, f"the IPv{claim.family} default route is not {wanted}, found: {there}"
+        if link is None or not _is_held(claim, link, found):
+            existing = ", ".join(_description(kernel, route) for route in found) or "none"
+            expected = f"by {claim} on {claim.ifname} alone"
+            yield claim, f"the IPv{claim.family} default route is not {expected}, found: {existing}"
 
 
-def _held(claim: Claim, link: Link, found: Sequence[records.Route]) -> bool:
-    """Tell whether the claimer's ways are the only ones; one that a router advertised is not its own."""
+def _is_held(claim: Claim, link: Link, found: Sequence[records.Route]) -> bool:
+    """Tell whether the claim's next hops are the only ones; an advertised one does not count as its own."""
     ways = [(way.ifindex, str(way.gateway), route.protocol == records.RA) for route in found for way in route.ways]
     return sorted(ways) == sorted((link.index, str(gateway), False) for gateway in claim.gateways)
 
 
-def _words(kernel: Netlink, route: records.Route) -> str:
+def _description(kernel: Netlink, route: records.Route) -> str:
     links = [(kernel.find_link(way.ifindex), way.gateway) for way in route.ways]
-    said = " and ".join(f"by {via or 'no gateway'} on {link.name if link else 'no interface'}" for link, via in links)
-    return f"{said} (from a router advertisement)" if route.protocol == records.RA else said
+    text = " and ".join(f"by {via or 'no gateway'} on {link.name if link else 'no interface'}" for link, via in links)
+    return f"{text} (from a router advertisement)" if route.protocol == records.RA else text
 
 
 def with_claims(attachment: Attachment, result: Result, claimed: Sequence[Claim]) -> Result:
     """Return *result* as it is after `apply_claims`: no default route of a family that another attachment claimed."""
     mine = [claim for claim in claimed if claim.ifname == attachment.ifname]
     stripped = without_default_routes(result, frozenset(claim.family for claim in claimed))
-    routes = tuple(Route(_ANYWHERE[claim.family], gateway) for claim in mine for gateway in claim.gateways)
+    routes = tuple(Route(_DEFAULT[claim.family], gateway) for claim in mine for gateway in claim.gateways)
     return replace(stripped, routes=stripped.routes + routes)
 
 
-def with_restored(attachment: Attachment, result: Result, returned: Sequence[tuple[str, Route]]) -> Result:
-    """Return *result* as it is after `restore`: with the default routes that are its interface's again."""
-    said = [(route.dst, route.priority) for route in result.routes]  # when settling failed, nothing was taken from it
-    mine = [route for ifname, route in returned if ifname == attachment.ifname]
-    return replace(result, routes=(*result.routes, *(one for one in mine if (one.dst, one.priority) not in said)))
+def with_restored(attachment: Attachment, result: Result, restored: Sequence[tuple[str, Route]]) -> Result:
+    """Return *result* as it is after `restore`: with the default routes that its interface has again."""
+    present = [(route.dst, route.priority) for route in result.routes]  # still there when `apply_claims` failed
+    mine = [route for ifname, route in restored if ifname == attachment.ifname]
+    return replace(
+        result, routes=(*result.routes, *(route for route in mine if (route.dst, route.priority) not in present))
+    )

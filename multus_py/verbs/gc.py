@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The story of GC: what the runtime lists no more is detached, then every network's plugins sweep.
+"""GC: detach the sandboxes that the runtime does not list, then run GC of every network's plugins.
 
-The runtime's list is the truth: a sandbox that it lists is not dead, whatever we know of it.
+The runtime's list decides: a sandbox in it is running, whatever is recorded of it.
 """
 
 import logging
@@ -20,108 +20,117 @@ from multus_py.verbs.node import Node
 log = logging.getLogger("multus_py")
 
 Sandbox = tuple[str, str]  # container id and interface
-_LOOK = 0.25  # seconds between two looks at whether somebody attaches
-_PATIENCE = 10.0  # seconds to wait until nobody does
+_RETRY_PAUSE = 0.25  # seconds between two tries to lock the journal's folder
+_RETRY_TIME = 10.0  # seconds until GC of a network fails because ADDs have it locked
 
 
 def gc(call: Call, node: Node) -> None:
-    """Detach every sandbox that the runtime no longer lists, then let every network's plugins sweep."""
+    """Detach every sandbox that the runtime does not list, then run GC of every network's plugins."""
     valid = _valid(call)
-    known = node.journal.sandboxes()
+    recorded = node.journal.sandboxes()
     with node.slot(call.verb):
         run_all(
             "garbage collection",
-            *(partial(_collect, *one, call, node) for one in known if one not in valid),
-            *(partial(_collect_stray, one, call, node) for one in sorted(_strays(node, valid))),
-            partial(_sweep, call, node, valid),
+            *(partial(_collect, *sandbox, call, node) for sandbox in recorded if sandbox not in valid),
+            *(
+                partial(_collect_unrecorded, container_id, call, node)
+                for container_id in sorted(_unrecorded(node, valid))
+            ),
+            partial(_run_gc, call, node, valid),
         )
 
 
 def _collect(container_id: str, ifname: str, call: Call, node: Node) -> None:
-    """Take down one sandbox that is in use no more, if it belongs to this network.
+    """Detach one sandbox that is not in use, if it was attached by this multus-py config.
 
-    A page that cannot be read may be another network's, whose sandboxes are not on the list: while its results name a
-    namespace that may live, it stays.
+    A damaged file may belong to another config, whose sandboxes are not in the list: it stays while its results name a
+    namespace that may exist.
     """
-    with node.journal.lock_sandbox(container_id, ifname, wait=False) as page:
-        if page.entry and page.entry.network != node.config.name:
+    with node.journal.lock_sandbox(container_id, ifname, wait=False) as file:
+        if file.entry and file.entry.network != node.config.name:
             return
-        if page.damaged and not all(map(journal_entry.is_namespace_gone, node.chain.cache.namespaces(container_id))):
-            log.info("GC: sandbox %s (%s) is kept: its page cannot be read, and it may live", container_id, ifname)
+        if file.damaged and not all(map(journal_entry.is_namespace_gone, node.chain.cache.namespaces(container_id))):
+            log.info(
+                "GC: sandbox %s (%s) is kept: its file cannot be read, and it may be running",
+                container_id,
+                ifname,
+            )
             return
-        gone = replace(call, container_id=container_id, ifname=ifname, netns=page.entry.netns if page.entry else "")
-        teardown.detach_sandbox(page, gone, node)
+        gone = replace(call, container_id=container_id, ifname=ifname, netns=file.entry.netns if file.entry else "")
+        teardown.detach_sandbox(file, gone, node)
 
 
-def _strays(node: Node, valid: frozenset[Sandbox]) -> set[str]:
-    """Return the containers that only kept results tell of.
+def _unrecorded(node: Node, valid: frozenset[Sandbox]) -> set[str]:
+    """Return the containers that have cached results and no journal file.
 
-    The pages are looked at after the results: an ADD that begins meanwhile has its page before its first result.
+    The files are listed after the results: an ADD that begins meanwhile has its file before its first result.
     """
-    kept = node.chain.cache.sandboxes()
-    return kept - {container_id for container_id, _ in (*node.journal.sandboxes(), *valid)}
+    cached = node.chain.cache.sandboxes()
+    return cached - {container_id for container_id, _ in (*node.journal.sandboxes(), *valid)}
 
 
-def _collect_stray(container_id: str, call: Call, node: Node) -> None:
-    """Take down what only a kept result still tells of."""
+def _collect_unrecorded(container_id: str, call: Call, node: Node) -> None:
+    """Detach the networks of a sandbox that has only cached results."""
     gone = replace(call, container_id=container_id, netns="")
     teardown.detach_unrecorded(node.chain.cache.attachments(container_id, ""), gone, node)
 
 
-def _sweep(call: Call, node: Node, valid: frozenset[Sandbox]) -> None:
-    """Call GC once for every network in use, one after the other."""
-    run_all("garbage collection", *(partial(_sweep_network, one, call, node, valid) for one in _in_use(call, node)))
+def _run_gc(call: Call, node: Node, valid: frozenset[Sandbox]) -> None:
+    """Run GC once for every network in use, one after the other."""
+    run_all(
+        "garbage collection", *(partial(_run_network_gc, network, call, node, valid) for network in _in_use(call, node))
+    )
 
 
 def _in_use(call: Call, node: Node) -> list[Attachment]:
     """Return one attachment of every network: the cluster's, the default network first, and those of the journal."""
-    found = {one.conflist.name: one for one in decide.sandbox_attachments(call, node.config, None, node.store)}
+    found = {item.conflist.name: item for item in decide.sandbox_attachments(call, node.config, None, node.store)}
     for sandbox in node.journal.sandboxes():
         with suppress(CniError):
             for attachment in node.journal.read(*sandbox).attachments:
                 found.setdefault(attachment.conflist.name, replace(attachment, primary=False))
-    return [one for one in found.values() if node.chain.supports_gc(one)]
+    return [item for item in found.values() if node.chain.supports_gc(item)]
 
 
-def _sweep_network(network: Attachment, call: Call, node: Node, valid: frozenset[Sandbox]) -> None:
-    """Let the plugins of one network sweep while nobody attaches, unless a living sandbox may have it unknown to us."""
-    end = node.monotonic() + _PATIENCE
+def _run_network_gc(network: Attachment, call: Call, node: Node, valid: frozenset[Sandbox]) -> None:
+    """Run GC of one network while no ADD runs; not when a running sandbox may have the network without a record."""
+    end = node.monotonic() + _RETRY_TIME
 
-    def patience() -> bool:
-        node.sleep(_LOOK)
+    def keep_waiting() -> bool:
+        node.sleep(_RETRY_PAUSE)
         return node.monotonic() < end
 
-    with node.journal.lock_for_gc(patience):
-        used, strangers = _used(network, call, node, valid)
+    with node.journal.lock_for_gc(keep_waiting):
+        used, unknown = _used(network, call, node, valid)
         if network.primary:
             used |= valid
-        elif strangers:
-            log.info("GC: network %s is not swept: sandbox %s may have it", network.conflist.name, strangers[0])
+        elif unknown:
+            log.info("GC: network %s is not swept: sandbox %s may have it", network.conflist.name, unknown[0])
             return
         node.chain.gc(network, call, used)
 
 
 def _used(network: Attachment, call: Call, node: Node, valid: frozenset[Sandbox]) -> tuple[set[Sandbox], list[str]]:
-    """Return who uses a network, and the living sandboxes of which that is not known."""
-    pages = node.journal.sandboxes()
+    """Return the sandboxes that use a network, and the running ones of which that is unknown."""
+    recorded = node.journal.sandboxes()
     found: dict[str, tuple[Attachment, ...]] = {}
-    strangers = []
-    for container_id, ifname in pages:
+    unknown = []
+    for container_id, ifname in recorded:
         try:
-            there = node.journal.read(container_id, ifname).attachments
-        except CniError:  # a page that cannot be read tells of nobody
-            strangers += [container_id] if (container_id, ifname) in valid else []
+            attachments = node.journal.read(container_id, ifname).attachments
+        except CniError:  # a damaged file
+            unknown += [container_id] if (container_id, ifname) in valid else []
         else:
-            found[container_id] = (*found.get(container_id, ()), *there)
+            found[container_id] = (*found.get(container_id, ()), *attachments)
     for container_id, ifname in sorted(valid):
         if container_id not in found:
-            kept = node.chain.cache.attachments(container_id, ifname)
-            before = takeover.read_attachments(node.config.cni_dir, replace(call, container_id=container_id), kept)
-            found[container_id] = (*before, *kept)
+            cached = node.chain.cache.attachments(container_id, ifname)
+            listed = takeover.read_attachments(node.config.cni_dir, replace(call, container_id=container_id), cached)
+            found[container_id] = (*listed, *cached)
             if not found[container_id]:
-                strangers.append(container_id)
-    uses = [(owner, one) for owner, there in found.items() for one in there]
-    return {(owner, one.ifname) for owner, one in uses if one.conflist.name == network.conflist.name}, strangers
+                unknown.append(container_id)
+    uses = [(owner, item) for owner, attachments in found.items() for item in attachments]
+    return {(owner, item.ifname) for owner, item in uses if item.conflist.name == network.conflist.name}, unknown
 
 
 def _valid(call: Call) -> frozenset[Sandbox]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pod is told: results -> the `network-status` annotation. Pure; nothing is opened, nothing is asked.
+"""The `network-status` annotation, from the results. Pure.
 
 Format: Kubernetes Network Custom Resource Definition De-facto Standard 1.3, section 5.
 """
@@ -18,23 +18,23 @@ _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5,19}\Z")
 
 
 def statuses(
-    attachment: Attachment, result: Result, netns: str, told: Mapping[str, Any] | None = None
+    attachment: Attachment, result: Result, netns: str, device: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
-    """Return the statuses of one attachment: one for each interface that its result puts into the pod.
+    """Return the statuses of one attachment: one for each interface of its result in the pod.
 
-    Results come in every shape: without interfaces, with the host's end only, with a `sandbox` that is no path, with
-    two interfaces in the pod. The interface that we asked for is always told of; an address that names no interface
-    of the pod belongs to it. *told* is the device information that was found for the attachment.
+    A result may have no interfaces, only the host's end, a `sandbox` that is no path, or two interfaces in the pod. The
+    requested interface is always listed; an address without an interface of the pod belongs to it. *device* is the
+    device information of the attachment.
     """
     own = _in_pod(result, attachment, netns)
-    asked = next((n for n, interface in own.items() if interface.name == attachment.ifname), None)
-    if asked is None and len(own) == 1:
-        asked = next(iter(own))  # the delegate chose a name of its own
-    placed = {n: [ip for ip in result.ips if ip.interface == n] for n in own if n != asked}
-    elsewhere = {id(ip) for ips in placed.values() for ip in ips}
-    rest = [ip for ip in result.ips if id(ip) not in elsewhere]
-    main = own[asked] if asked is not None else Interface(attachment.ifname)
-    statuses = [_status(attachment, main, rest, result, main=True) | _device_info(told, main, attachment.device)]
+    requested = next((n for n, interface in own.items() if interface.name == attachment.ifname), None)
+    if requested is None and len(own) == 1:
+        requested = next(iter(own))  # the delegate chose a name of its own
+    placed = {n: [ip for ip in result.ips if ip.interface == n] for n in own if n != requested}
+    assigned = {id(ip) for ips in placed.values() for ip in ips}
+    rest = [ip for ip in result.ips if id(ip) not in assigned]
+    main = own[requested] if requested is not None else Interface(attachment.ifname)
+    statuses = [_status(attachment, main, rest, result, main=True) | _device_info(device, main, attachment.device)]
     return statuses + [
         _status(attachment, own[n], ips, result, main=False) | _device_info(None, own[n], None)
         for n, ips in placed.items()
@@ -42,15 +42,15 @@ def statuses(
 
 
 def annotation(statuses: Iterable[dict[str, Any]]) -> str:
-    """Return the annotation's text, byte for byte as the reference library writes it."""
+    """Return the text of the annotation, formatted as the reference library writes it."""
     return "[" + ",".join(json.dumps(status, indent=4, ensure_ascii=False) for status in statuses) + "]"
 
 
 def _in_pod(result: Result, attachment: Attachment, netns: str) -> dict[int, Interface]:
-    """Return the interfaces in the pod by their index: those with its sandbox, else the last of the asked name.
+    """Return the interfaces in the pod by index: those with its sandbox, else the last one of the requested name.
 
-    A sandbox that is no path ("0" from AWS, an id from Antrea) says nothing. A name alone says little where others have
-    a sandbox: the host's bridge may have the name that the pod's interface has.
+    A sandbox that is no path ("0" from AWS, an id from Antrea) is ignored. The name decides only when no interface has
+    a sandbox: the host's bridge may have the same name as the pod's interface.
     """
     numbered = list(enumerate(result.interfaces))
     placed = {n: item for n, item in numbered if item.sandbox == netns or item.sandbox.startswith("/")}
@@ -75,9 +75,9 @@ def _status(
     }
 
 
-def _device_info(told: Mapping[str, Any] | None, interface: Interface, device: Device | None) -> dict[str, Any]:
-    """Return the key `device-info`, or nothing: what a file told, else the address in the result, else the device's."""
-    if told:
-        return {"device-info": dict(told)}
+def _device_info(file: Mapping[str, Any] | None, interface: Interface, device: Device | None) -> dict[str, Any]:
+    """Return the key `device-info`, or nothing: from the file, else the address of the result, else the device's."""
+    if file:
+        return {"device-info": dict(file)}
     address = interface.pci_id or (device.id if device and devices.is_pci(device.id) else "")
     return {"device-info": device_info.pci(address)} if address else {}
