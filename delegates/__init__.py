@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Native delegates, imported as `multus_py.delegates`: a module for each plugin type, `ipam/` for address plugins."""
+"""Native delegates, a module for each plugin type, imported as `multus_py.delegates`. No pod and no store here."""

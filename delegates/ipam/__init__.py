@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Native delegates that give addresses and touch no interface."""
+"""Native IPAM delegates: addresses. No interface is touched here."""

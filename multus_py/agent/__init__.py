@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node daemon's own rooms: the socket, order and bounds, the spool, the reconciler, hot attach, metrics."""
+"""The parts of the node daemon, in four groups.
+
+Nothing here parses arguments or decides when the process starts and ends.
+"""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands for people: one module a command, each with `add_parser(commands)` and `run(args)`."""
+"""The commands, a module or a package each with `add_parser(commands)` and `run(args)`. Nothing imports from here."""

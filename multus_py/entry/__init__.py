@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One file per process: here the world (environment, clock, files) is gathered and handed to the story."""
+"""The processes, a module each: environment, clock and files are read here.
+
+No decision about networks is made here.
+"""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node's two CNI folders: what others put there, and what we put in front of it."""
+"""Installation on a node: the CNI folders, our config file, our executable. Nothing here runs when a pod starts."""

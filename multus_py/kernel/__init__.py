@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This machine: netlink, sysfs, small files, the undo list. Nothing here knows of CNI networks or Kubernetes."""
+"""The interface to this machine: netlink, namespaces, sysfs, small files, rollback. No CNI network and no pod here."""

@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where pods and network definitions come from, and where statuses and Events go: a store of few verbs."""
+"""Pods, definitions and devices from Kubernetes, statuses and Events to it: stores behind one protocol.
+
+No CNI call here.
+"""

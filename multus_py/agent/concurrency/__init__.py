@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many calls are worked on at once, and in which processes."""
+"""How many calls are in progress at once, and in which processes. Nothing here knows what a call is about."""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon keeps in order on its node: our conf in front of the default network's, the node's certificate."""
+"""The node itself: our CNI config file in front of the default network's, the client certificate. No sandbox here."""

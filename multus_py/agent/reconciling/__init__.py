@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What brings sandboxes to the state that is wanted: replay, release, hot plug, pods that follow their annotation."""
+"""Brings sandboxes to the desired state: spool replay, removed sandboxes, hot plug, edited annotations.
+
+No socket here.
+"""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What answers: the socket, the calls behind it, metrics."""
+"""Answers calls: the socket, the service behind it, metrics. Nothing here attaches a network itself."""

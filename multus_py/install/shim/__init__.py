@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the shim is: the static executable of this folder's C sources, which the wheel's build makes."""
+"""The shim in C, the executable that runtimes start in daemon mode, and the path of the built file.
+
+No other Python here.
+"""
 
 import os
 from pathlib import Path
