@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A child process that is killed just before its n-th deed: each call that changes the world is one."""
+"""A child process that is killed just before its n-th write: each system call that changes state is one."""
 
 import os
 import signal
@@ -8,15 +8,15 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-# What changes the world, by the names of the built-in functions that do it.
-DEEDS = frozenset(
+# The built-in functions that change state.
+WRITES = frozenset(
     ("send", "sendto", "sendmsg", "pwrite", "write", "fsync", "ftruncate", "rename", "replace", "unlink", "remove",
      "mkdir", "rmdir", "flock", "fork_exec", "symlink", "link", "utime")
 )  # fmt: skip
 
 
-def killed_before(n: int, errand: Callable[[], object]) -> bool:
-    """Run *errand* in a child that is killed before its n-th deed; return whether it came so far."""
+def killed_before(n: int, operation: Callable[[], object]) -> bool:
+    """Run *operation* in a child that is killed before its n-th write; return whether it had that many."""
     child = os.fork()
     if child == 0:
         seen = 0
@@ -28,18 +28,18 @@ def killed_before(n: int, errand: Callable[[], object]) -> bool:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         def called(frame: object, event: str, function: object) -> None:
-            if event == "c_call" and getattr(function, "__name__", "") in DEEDS:
+            if event == "c_call" and getattr(function, "__name__", "") in WRITES:
                 count()
 
         def audited(event: str, args: tuple[Any, ...]) -> None:
-            if event == "open" and args[2] & os.O_CREAT:  # whoever only reads changes nothing
+            if event == "open" and args[2] & os.O_CREAT:  # an open for reading changes nothing
                 count()
 
         threading.setprofile(called)
         sys.setprofile(called)
         sys.addaudithook(audited)
         try:
-            errand()
+            operation()
         finally:
             os._exit(0)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])

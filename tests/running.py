@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from story import Stage
+from stage import Stage
 
 from multus_py.install import shim
 from multus_py.kernel import namespaces

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real CNI executable for tests that answers as it is told and writes down what it was asked."""
+"""A CNI executable for tests that answers by a script and records its calls."""
 
 import json
 import sys
@@ -16,27 +16,27 @@ call = {{"argv0": sys.argv[0], "verb": os.environ.get("CNI_COMMAND"),
         "config": json.loads(sys.stdin.read() or "null")}}
 with open(here.with_name(here.name + ".calls"), "a") as calls:
     calls.write(json.dumps(call) + chr(10))
-told = json.loads(here.with_name(here.name + ".script").read_text()).get(call["verb"], {{}})
+script = json.loads(here.with_name(here.name + ".script").read_text()).get(call["verb"], {{}})
 sandbox = [os.environ.get("CNI_CONTAINERID", ""), os.environ.get("CNI_IFNAME", "")]
 held = here.with_name("held") / "@".join([here.name, *sandbox])
-if told.get("fails_before"):
-    sys.stderr.write("scripted stderr"); print(json.dumps(told["fails_before"])); raise SystemExit(1)
+if script.get("fails_before"):
+    sys.stderr.write("scripted stderr"); print(json.dumps(script["fails_before"])); raise SystemExit(1)
 if call["verb"] == "ADD":
     held.parent.mkdir(exist_ok=True); held.touch()
-if call["verb"] == "DEL" and not told.get("error"):
+if call["verb"] == "DEL" and not script.get("error"):
     held.unlink(missing_ok=True)
-time.sleep(told.get("sleep", 0))
-sys.stderr.write(told.get("stderr", ""))
-if told.get("signal"):
-    os.kill(os.getpid(), told["signal"])
-if told.get("error"):
-    print(json.dumps(told["error"])); raise SystemExit(1)
-out = told.get("stdout")
+time.sleep(script.get("sleep", 0))
+sys.stderr.write(script.get("stderr", ""))
+if script.get("signal"):
+    os.kill(os.getpid(), script["signal"])
+if script.get("error"):
+    print(json.dumps(script["error"])); raise SystemExit(1)
+out = script.get("stdout")
 if out is None and call["verb"] == "ADD":
     empty = {{"cniVersion": call["config"]["cniVersion"]}}
-    out = json.dumps(told.get("result") or call["config"].get("prevResult") or empty)
+    out = json.dumps(script.get("result") or call["config"].get("prevResult") or empty)
 sys.stdout.write(out or "")
-raise SystemExit(told.get("exit", 0))
+raise SystemExit(script.get("exit", 0))
 """
 
 
@@ -47,7 +47,7 @@ class Scripted:
     folder: Path
 
     def plugin(self, name: str, **script: dict[str, Any]) -> None:
-        """Make (or teach anew) the plugin *name*: keyword = verb, value = what it answers with."""
+        """Create (or replace) the plugin *name*: keyword = verb, value = its answer."""
         self.folder.mkdir(exist_ok=True)
         (self.folder / f"{name}.script").write_text(json.dumps(script))
         program = self.folder / name
@@ -56,7 +56,7 @@ class Scripted:
             program.chmod(0o755)
 
     def calls(self, name: str, verb: str = "") -> list[dict[str, Any]]:
-        """Return what the plugin was asked, in order, of one verb or all."""
+        """Return the calls of the plugin in order, of one verb or all."""
         path = self.folder / f"{name}.calls"
         lines = path.read_text().splitlines() if path.exists() else []
         return [call for call in map(json.loads, lines) if verb in ("", call["verb"])]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from running import Running, until
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.agent.concurrency.spawner import Spawner
 from multus_py.cni import call as calls

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 from running import Running
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.kernel import namespaces, netlink
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from running import until
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.agent.reconciling import reconciler
 from multus_py.agent.reconciling.reconciler import Pauses, Reconciler

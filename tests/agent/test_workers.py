@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from running import ended, until
-from story import namespace
+from stage import namespace
 
 from multus_py.agent.concurrency import worker_process, workers
 from multus_py.agent.concurrency.lanes import Lanes

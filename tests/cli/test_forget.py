@@ -4,7 +4,7 @@
 import json
 
 import pytest
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.cli.main import main
 from multus_py.cni.errors import CniError

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hostile import Faulty
 from running import Running
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.agent.reconciling.reconciler import Reconciler
 from multus_py.cni import conflist

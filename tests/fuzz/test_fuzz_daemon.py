@@ -15,7 +15,7 @@ from hostile import TEXTS, VALUES, near, rounds, texts
 from hypothesis import given
 from hypothesis import strategies as st
 from running import Running, until
-from story import Stage, namespace
+from stage import Stage, namespace
 
 PATIENCE = 20  # seconds: no request here takes a second
 

@@ -15,7 +15,7 @@ import pytest
 from hostile import RAISES, TEXTS, near, rounds, texts
 from hypothesis import given
 from hypothesis import strategies as st
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.cni import serve
 from multus_py.entry import logs, plugin

@@ -13,7 +13,7 @@ import pytest
 from hostile import ERRORS, VALUES, Faulty, near, rounds
 from hypothesis import given
 from hypothesis import strategies as st
-from story import Stage
+from stage import Stage
 
 from multus_py.agent.reconciling import reconciler
 from multus_py.cni import conflist

@@ -15,7 +15,7 @@ import pytest
 from hostile import RAISES, TEXTS, VALUES, Faulty, near, rounds, texts
 from hypothesis import given
 from hypothesis import strategies as st
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.cni import call as calls
 from multus_py.cni.errors import CniError
@@ -61,7 +61,7 @@ class Ground:
         return self.stage.folder
 
     def tell(self, verb: str, config: Any, args: str = "", container: str = "c1", **env: str) -> CniError | None:
-        """Tell the story of a verb as the plugin process would; return the error that left it, which must be ours."""
+        """Run the handler of a verb as the plugin process would; return its error, which must be a `CniError`."""
         try:
             namespaces.run_in(self.host, lambda: self._tell(verb, config, args, container, env))
         except CniError as error:

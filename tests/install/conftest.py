@@ -6,7 +6,7 @@ import signal
 import pytest
 from installed import Node
 from running import Running
-from story import Stage, namespace
+from stage import Stage, namespace
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 from running import ended, until
-from story import namespace
+from stage import namespace
 
 from multus_py.cli.main import main
 from multus_py.install import executable, primary, shim

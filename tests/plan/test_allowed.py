@@ -6,7 +6,7 @@ import json
 
 import pytest
 from running import Running
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.cni.errors import CniError
 from multus_py.config import daemon as daemon_config

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from story import Stage
+from stage import Stage
 
 from multus_py.agent.reconciling import hotplug
 from multus_py.cni.errors import CniError

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.agent.reconciling.reconciler import Reconciler
 from multus_py.cni import conflist

@@ -5,7 +5,7 @@ import json
 from argparse import Namespace
 
 import pytest
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.cli import status
 from multus_py.cni.errors import CniError

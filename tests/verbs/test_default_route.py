@@ -10,7 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.agent.reconciling import hotplug
 from multus_py.cli import status as status_command

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from running import until
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.agent.reconciling.reconciler import Reconciler
 from multus_py.cni.errors import CniError
@@ -42,7 +42,7 @@ def stage(tmp_path):
 
 
 def told(stage: Stage, verb: str, **more: object) -> str:
-    """Tell the story of a verb on the host; return what the error said, "" without one."""
+    """Run the handler of a verb on the host; return the error message, "" without one."""
     try:
         namespaces.run_in(stage.settings["host"], lambda: stage.run(verb, "p", **more))
     except CniError as error:

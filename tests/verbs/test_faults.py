@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from killing import killed_before
 from running import until
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.cni.errors import CniError
 from multus_py.kernel import namespaces, netlink
@@ -55,7 +55,7 @@ def leftovers(stage: Stage) -> list[str]:
 
 
 def told(stage: Stage, verb: str) -> str:
-    """Tell the story of a verb in the host's namespace; return the error's message, "" when there is none."""
+    """Run the handler of a verb in the host's namespace; return the error message, "" without one."""
     try:
         namespaces.run_in(stage.settings["host"], lambda: stage.run(verb, "p", container=CONTAINER))
     except CniError as error:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from running import until
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.cni.errors import CniError
 from multus_py.verbs import gc
@@ -32,7 +32,7 @@ def stage(tmp_path):
 
 
 def collect(stage: Stage, *living: str) -> None:
-    """Tell the story of GC with the runtime's list."""
+    """Run GC with the runtime's list."""
     listed = [{"containerID": container, "ifname": "eth0"} for container in living]
     stage.run("GC", **{"cni.dev/valid-attachments": listed})
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The story of the verbs with executables that answer as they are told, in real namespaces."""
+"""The verbs with scripted executables, in real namespaces."""
 
 import json
 import threading
 import time
 
 import pytest
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.cni.errors import CniError
 from multus_py.kube.store import PodRef

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import nic
 import pytest
-import story
 from pods import Pods
+from stage import namespace
 
 
 @pytest.fixture(scope="session")
@@ -50,5 +50,5 @@ def pods(tmp_path: Path, card: nic.Nic) -> Iterator[Pods]:
 @pytest.fixture
 def netns() -> Iterator[str]:
     """Return an empty network namespace."""
-    with story.namespace() as path:
+    with namespace() as path:
         yield path

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import story
-from story import Stage
+from stage import Stage, namespace
 
 from multus_py.cni.errors import CniError
 from multus_py.kernel import namespaces
@@ -69,7 +68,7 @@ class Pods:
 
     def pod(self, *networks: dict[str, Any]) -> Pod:
         """Make a pod that asks for *networks*, elements of the annotation."""
-        netns = self.stack.enter_context(story.namespace())
+        netns = self.stack.enter_context(namespace())
         pod = Pod(self.stage, f"mpt-{Path(netns).name[4:]}", netns)
         self.stage.pod(pod.name, list(networks))
         self.made.append(pod)

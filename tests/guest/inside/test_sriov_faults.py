@@ -13,9 +13,9 @@ from typing import Any
 
 import nic
 import pytest
-import story
 from killing import killed_before
 from pods import Pod, Pods
+from stage import namespace
 from test_sriov import element
 
 from multus_py.cni import result as results
@@ -235,7 +235,7 @@ def test_a_kill_at_any_step_leaves_nothing(kill: str, card: nic.Nic, pods: Pods)
     config = pods.sriov(subnet, deviceID=device, vlan=66, trust="on", mac="02:00:00:00:77:66")
     steps = 0
     for n in range(random.randint(1, STRIDE), 1000, STRIDE):
-        with story.namespace() as netns:
+        with namespace() as netns:
             add, delete = (call(pods, one, f"kill{n}", netns, config) for one in ("ADD", "DEL"))
             if verb == "DEL":
                 succeeds(add)
@@ -283,7 +283,7 @@ def _compete(n: int, card: nic.Nic, pods: Pods, folder: Path) -> int:
         turn = 0
         while time.monotonic() < end:
             turn += 1
-            with story.namespace() as netns:
+            with namespace() as netns:
                 _turn(f"pod{n}-{turn}", n, netns, chance, card, pods, folder, told)
     except BaseException as trouble:  # noqa: BLE001  it is the parent's to judge
         told["troubles"].append(f"pod {n}: {type(trouble).__name__}: {trouble}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of the story share: a namespace, a folder of manifests, a node, and calls as a runtime makes them."""
+"""What tests of the verbs share: a namespace, a folder of manifests, a node, and calls as a runtime makes them."""
 
 import json
 import secrets
@@ -105,14 +105,14 @@ class Stage:
         )
 
     def run(self, verb: str, pod: str = "", container: str = "c1", **more: Any) -> Any:
-        """Tell the story of one verb."""
+        """Run the handler of a verb."""
         call = self.call(verb, pod, container, **more)
         return handlers.HANDLERS[verb](
             call, self.node(**{key: value for key, value in more.items() if key not in ("netns", "uid")})
         )
 
     def left(self) -> list[str]:
-        """Return what is left of any sandbox: journal pages, results, statuses, what scripted plugins hold."""
+        """Return what is left of any sandbox: journal files, results, statuses, attachments of scripted plugins."""
         folders = ("cni/attachments", "cni/results", "cni/pods")
         files = [path for folder in folders for path in (self.folder / folder).rglob("*") if path.is_file()]
         return sorted(path.name for path in files if path.name != ".lock") + self.plugins.held()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices through the whole story: ADD and DEL in a namespace, kubelet on a real socket, plugins that write down."""
+"""Devices from kubelet to the plugin: ADD and DEL in a namespace, kubelet on a real socket, scripted plugins."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from lister import listening, pod
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.cni.errors import CniError
 from multus_py.kube.store import Device, PodRef
