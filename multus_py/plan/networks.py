@@ -22,7 +22,7 @@ _CHAIN_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
 
 
 class NoNetwork(CniError):
-    """A network that is named and not there; *namespace* and *name* say which."""
+    """A requested network that does not exist: *name* in *namespace*."""
 
     def __init__(self, namespace: str, name: str, why: str, details: str = "") -> None:
         super().__init__(
@@ -34,7 +34,7 @@ class NoNetwork(CniError):
 
 @dataclass(frozen=True)
 class Network:
-    """A network found: its config, its name for people, what the pod asked of it, the resource that it is served by."""
+    """A network: its name for messages, its config, the pod's request for it, the resource name of its devices."""
 
     name: str
     conflist: Conflist
@@ -44,13 +44,13 @@ class Network:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where networks are found by name: definitions in the store, files in confDir, a path in our own config."""
+    """Finds networks by name: definitions in the store, files in confDir, a path in our own config."""
 
     config: MultusConfig
     store: KubeStore | None
 
     def selected_network(self, choice: Selection, pod_namespace: str) -> Network:
-        """Return the network that a pod names, whichever annotation it stands in; isolation holds on all of them."""
+        """Return the network that an annotation of a pod names; isolation applies to every annotation."""
         config = self.config
         open_to_it = config.global_namespaces | {pod_namespace}
         if config.namespace_isolation and choice.namespace not in open_to_it:
@@ -65,7 +65,7 @@ class Sources:
         conf = replace(found.conflist, plugins=plugins)
         if choice.namespace not in config.global_namespaces:
             allowed.refuse_foreign(conf, f"definition {choice.namespace}/{choice.name}", config)
-        elif choice.cni_args and pod_namespace not in config.global_namespaces:  # the pod's word, not the platform's
+        elif choice.cni_args and pod_namespace not in config.global_namespaces:  # written by the pod, not the platform
             allowed.refuse_foreign_paths(choice.cni_args, f"network {found.name}: cni-args", config)
         return replace(found, conflist=conf, selection=choice)
 
@@ -83,7 +83,7 @@ class Sources:
             raise missing.with_context(f"multus-py config: {where} {value!r}") from missing
 
     def definition(self, namespace: str, name: str) -> Network:
-        """Return the network of a definition; one without `spec.config` stands in confDir under the same name."""
+        """Return the network of a definition; without `spec.config` it is the config of that name in confDir."""
         if self.store is None:
             raise NoNetwork(namespace, name, "there is no store", "set 'kubeconfig' or 'manifests'")
         try:
@@ -111,7 +111,7 @@ class Sources:
     def conflist(
         self, body: Mapping[str, Any], where: str, default_name: str = "", *, in_folder: bool = False
     ) -> Conflist:
-        """Read a config; one that would call us again is refused, one without a version gets ours."""
+        """Read a config; refuse one that delegates to multus-py; one without a version gets that of our config."""
         if delegates_to_us(body, self.config.type):
             raise CniError(
                 Code.INVALID_CONFIG, f"{where}: delegates to multus-py itself", "name the network that it should call"
@@ -122,7 +122,7 @@ class Sources:
         return conflist.parse(versioned, default_name, where, in_folder=in_folder)
 
     def _of_file(self, path: Path, body: Mapping[str, Any]) -> Conflist:
-        """Read a config that stands in a file; a list gets the plugins of the folder beside it that has its name."""
+        """Read a config file; a list gets the plugins of the folder `<name>` next to it."""
         found = self.conflist(body, str(path), in_folder=True)
         whole = found if found.single else with_subdirectory(found, path.parent, self.config.type)
         if not whole.plugins:
@@ -139,7 +139,7 @@ class Sources:
         return self._of_file(path, _json_file(path, f"multus-py config: {where}"))
 
     def _first_in(self, folder: Path, where: str) -> Conflist:
-        """Return the first config of a folder by name that does not call us."""
+        """Return the first config of a folder by file name that does not delegate to multus-py."""
         for path in _conf_files(folder):
             body = _json_file(path, f"multus-py config: {where}")
             if not delegates_to_us(body, self.config.type):
@@ -151,7 +151,7 @@ class Sources:
         )
 
     def _in_conf_dir(self, name: str) -> Conflist | None:
-        """Return the config in confDir whose name is *name*; a broken file does not hide the ones after it.
+        """Return the config in confDir whose name is *name*; a file that cannot be read is skipped.
 
         Lists go before all other files, as the standard (3.4.1) and libcni have it.
         """
@@ -166,7 +166,7 @@ class Sources:
 
 
 def _conf_files(folder: Path) -> Iterable[Path]:
-    """Return the configs of a folder by name; of two that differ in their ending alone the list goes first."""
+    """Return the configs of a folder by name; of two that differ only in their ending the list comes first."""
     try:
         found = [path for path in folder.iterdir() if path.suffix in CONF_ENDINGS and path.is_file()]
     except OSError:
@@ -178,7 +178,7 @@ def _json_file(path: Path, where: str) -> dict[str, Any]:
     try:
         text = path.read_bytes()
     except OSError as cause:
-        # The file may be away for a moment, as when its owner writes it anew: the runtime should try again.
+        # The file may be missing while its owner replaces it: the runtime should try again.
         raise CniError(Code.TRY_AGAIN, f"{where}: cannot read {path}: {cause.strerror}") from cause
     try:
         return json_object(text, str(path))
