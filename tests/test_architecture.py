@@ -157,14 +157,14 @@ def test_the_walk_of_one_add_is_short() -> None:
 def test_an_add_takes_the_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stack of a real ADD at its first netlink request is the walk: the same functions, no module beside theirs."""
     stacks: list[list[tuple[str, str]]] = []
-    request = wire.Socket.tell
+    request = wire.Socket.request
 
     def recorded(self: wire.Socket, kind: int, body: bytes, flags: int = 0) -> None:
         frames = [(frame.f_globals["__name__"], frame.f_code.co_qualname) for frame, _ in traceback.walk_stack(None)]
         stacks.append([frame for frame in reversed(frames) if frame[0].startswith("multus_py.")])
         request(self, kind, body, flags)
 
-    monkeypatch.setattr(wire.Socket, "tell", recorded)
+    monkeypatch.setattr(wire.Socket, "request", recorded)
     with namespace() as host, namespace() as pod:
         ipam = {"type": "host-local", "dataDir": str(tmp_path / "ipam"), "subnet": "10.88.0.0/24"}
         cluster = {"cniVersion": "1.0.0", "name": "cluster", "type": "bridge", "bridge": "br0", "ipam": ipam}

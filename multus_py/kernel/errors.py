@@ -16,7 +16,7 @@ _ADVICE = {
     errno.ENODEV: "it is not there (any more): was it removed, renamed or moved?",
     errno.ENETDOWN: "the interface is down",
 }
-# What the same numbers mean where a deed gives them a meaning of its own.
+# Advice for numbers that have a meaning of their own in one kind of operation.
 Advice = Mapping[int, str]
 NO_ADVICE: Advice = {}
 FOR_LINKS: Advice = {
@@ -47,7 +47,7 @@ FOR_ROUTES: Advice = {
 
 
 class NetlinkError(CniError):
-    """The kernel refused a deed; *errno* is its number, *reason* that number in words and what the kernel said."""
+    """The kernel refused an operation; *errno* is the number, *reason* its text and the kernel's own message."""
 
     def __init__(self, code: int, msg: str, details: str = "", number: int = 0, reason: str = "") -> None:
         super().__init__(code, msg, details)
@@ -55,19 +55,19 @@ class NetlinkError(CniError):
         self.reason = reason
 
     @classmethod
-    def of(cls, deed: str, cause: OSError, advice: Advice = NO_ADVICE) -> "NetlinkError":
-        """Return the error for *deed*, with the kernel's name for the trouble and what it said about it.
+    def of(cls, operation: str, cause: OSError, advice: Advice = NO_ADVICE) -> "NetlinkError":
+        """Return the error for *operation*, with the name of the error number and the kernel's own message.
 
-        *advice* is what the deed knows to do about a number, before what is said of it everywhere.
+        *advice* by number takes precedence over the general advice.
         """
         number = cause.errno or 0
         name = "EOPNOTSUPP" if number == errno.EOPNOTSUPP else errno.errorcode.get(number, str(number))
-        said = cause.strerror if isinstance(cause, wire.Refused) else ""
-        reason = f"{os.strerror(number)} ({name})" + (f": {said}" if said else "") if number else str(cause)
+        message = cause.strerror if isinstance(cause, wire.Refused) else ""
+        reason = f"{os.strerror(number)} ({name})" + (f": {message}" if message else "") if number else str(cause)
         code = Code.TRY_AGAIN if number in (errno.EINTR, errno.ENOBUFS) else Code.INTERNAL
         details = advice.get(number) or _ADVICE.get(number, "")
-        return cls(code, f"cannot {deed}: {reason}", details, number, reason)
+        return cls(code, f"cannot {operation}: {reason}", details, number, reason)
 
 
 class NoNamespace(NetlinkError):
-    """Nothing is at the path, or what is there is no network namespace: what was inside is gone."""
+    """The path does not exist or is not a network namespace: everything inside was removed with it."""

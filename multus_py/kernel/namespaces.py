@@ -44,34 +44,34 @@ def run_in(netns: str | None, function: Callable[[], T]) -> T:
 
 
 def create(path: str) -> None:
-    """Make a network namespace that lives as long as the file *path*, as `ip netns add` does; its lo stays down."""
+    """Create a network namespace that exists as long as the file *path*, as `ip netns add` does; its lo stays down."""
     file = Path(path)
     file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:
         os.close(os.open(file, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
     except OSError as cause:
         raise NetlinkError.of(f"make the namespace {path}", cause) from cause
-    troubles: list[OSError] = []
+    problems: list[OSError] = []
 
-    def go() -> None:
+    def unshare() -> None:
         try:
             _libc("unshare", _CLONE_NEWNET)
             _libc("mount", _OWN_NAMESPACE.encode(), os.fsencode(path), b"none", _MS_BIND, None)
         except OSError as cause:
-            troubles.append(cause)
+            problems.append(cause)
 
-    thread = threading.Thread(target=go, name=f"create {path}")
+    thread = threading.Thread(target=unshare, name=f"create {path}")
     thread.start()
     thread.join()
-    if troubles:
+    if problems:
         file.unlink(missing_ok=True)
-        raise NetlinkError.of(f"make the namespace {path}", troubles[0]) from troubles[0]
+        raise NetlinkError.of(f"make the namespace {path}", problems[0]) from problems[0]
 
 
 def remove(path: str) -> None:
-    """Take the name of a namespace away, as `ip netns del` does; nothing there is success."""
+    """Remove the name of a namespace, as `ip netns del` does; a name that does not exist is success."""
     try:
-        # EINVAL: a file is there and nothing is mounted on it.
+        # EINVAL: the file exists and nothing is mounted on it.
         with suppress(FileNotFoundError):
             try:
                 _libc("umount2", os.fsencode(path), _MNT_DETACH)
@@ -92,7 +92,7 @@ def is_own(netns: str) -> bool:
 
 
 def read_sysctl(name: str) -> str | None:
-    """Return what /proc/sys/*name* holds in the calling thread's namespace, None when the kernel has no such."""
+    """Return the content of /proc/sys/*name* in the calling thread's namespace, None when it does not exist."""
     try:
         return small_files.read(f"/proc/sys/{name}").decode().strip()
     except OSError:
@@ -100,7 +100,7 @@ def read_sysctl(name: str) -> str | None:
 
 
 def write_sysctl(name: str, value: str) -> bool:
-    """Write /proc/sys/*name* in the calling thread's namespace; False when there is none or it is kept closed."""
+    """Write /proc/sys/*name* in the calling thread's namespace; False when it does not exist or cannot be opened."""
     try:
         file = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_CLOEXEC)
     except OSError:

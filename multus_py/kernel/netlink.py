@@ -43,7 +43,7 @@ def open(netns: str | None = None) -> "Netlink":
 
 
 class Netlink:
-    """The kernel's verbs in one namespace. Links are named by their index, except where one is looked up."""
+    """The operations of one network namespace. Links are given by index, except where one is looked up."""
 
     def __init__(self, asked: wire.Socket) -> None:
         self._socket = asked
@@ -60,20 +60,20 @@ class Netlink:
 
     # --- links ---
 
-    def link(self, wanted: str | int) -> Link:
+    def link(self, link: str | int) -> Link:
         """Return the link with a name (or alternative name) or an index; `NetlinkError` (ENODEV) when there is none."""
         try:
-            query = messages.link_query(wanted) + messages.SKIP_STATISTICS
+            query = messages.link_query(link) + messages.SKIP_STATISTICS
             return messages.read_link(self._socket.get(wire.GETLINK, query))
         except OSError as cause:
-            raise NetlinkError.of(f"find interface {wanted!r}", cause) from cause
+            raise NetlinkError.of(f"find interface {link!r}", cause) from cause
 
-    def find_link(self, wanted: str | int) -> Link | None:
+    def find_link(self, link: str | int) -> Link | None:
         """Return the link with a name or an index, None when there is none."""
         try:
-            return self.link(wanted)
-        except NetlinkError as trouble:
-            if trouble.errno == errno.ENODEV:
+            return self.link(link)
+        except NetlinkError as error:
+            if error.errno == errno.ENODEV:
                 return None
             raise
 
@@ -82,7 +82,7 @@ class Netlink:
         return [messages.read_link(body) for body in self._dump_links()]
 
     def link_names(self) -> set[str]:
-        """Return the names of all links of the namespace; what else is told of them is not looked at."""
+        """Return the names of all links of the namespace; nothing else of the replies is read."""
         links = (wire.pairs(body, 16) for body in self._dump_links())
         return {wire.string(next(value for kind, value in link if kind == rtnl.IFLA_IFNAME)) for link in links}
 
@@ -93,7 +93,9 @@ class Netlink:
         """Make a bridge and set it up; *mtu* 0 leaves it to the kernel. EEXIST when the name is taken."""
         data = wire.attribute(rtnl.IFLA_BR_VLAN_FILTERING, b"\1") if vlan_filtering else b""
         body = IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + messages.link_name(name) + messages.link_settings(mtu)
-        self._create(lambda: f"make bridge {name}{_said(mtu=mtu or None)}", body + messages.link_kind("bridge", data))
+        self._create(
+            lambda: f"make bridge {name}{_changes(mtu=mtu or None)}", body + messages.link_kind("bridge", data)
+        )
 
     def create_veth(
         self, name: str, peer: str, *, peer_netns: str = "", mtu: int = 0, peer_mac: str = "", master: int = 0
@@ -115,7 +117,7 @@ class Netlink:
                 + kind
             )
             self._create(
-                lambda: f"make veth pair {name} and {peer}{_said(mtu=mtu or None, mac=peer_mac)}{self._on(master)}",
+                lambda: f"make veth pair {name} and {peer}{_changes(mtu=mtu or None, mac=peer_mac)}{self._on(master)}",
                 body + (wire.number(rtnl.IFLA_MASTER, master) if master else b""),
             )
         finally:
@@ -144,8 +146,8 @@ class Netlink:
             body = IFINFO.pack(0, 0, 0, 0, 0) + messages.link_name(name) + wire.number(rtnl.IFLA_LINK, parent)
             body += messages.link_settings(mtu, mac, netns_file)
             kind = messages.link_kind("macvlan", data)
-            deed = lambda: f"make macvlan {name}{_said(mode=mode, mtu=mtu or None, mac=mac)}{self._on(parent)}"  # noqa: E731
-            self._create(deed, body + kind)
+            operation = lambda: f"make macvlan {name}{_changes(mode=mode, mtu=mtu or None, mac=mac)}{self._on(parent)}"  # noqa: E731
+            self._create(operation, body + kind)
         finally:
             if netns:
                 os.close(netns_file)
@@ -164,10 +166,10 @@ class Netlink:
         group: int | None = None,
         netns: str = "",
     ) -> None:
-        """Change what is mentioned; *master* 0 takes the link off its bridge, *netns* moves it there."""
-        wanted = [(IFF_UP, up), (IFF_PROMISC, promisc)]
-        flags = sum(flag for flag, value in wanted if value)
-        mask = sum(flag for flag, value in wanted if value is not None)
+        """Change what is given; *master* 0 removes the link from its bridge, *netns* moves it into that namespace."""
+        changes = [(IFF_UP, up), (IFF_PROMISC, promisc)]
+        flags = sum(flag for flag, value in changes if value)
+        mask = sum(flag for flag, value in changes if value is not None)
         numbers = {rtnl.IFLA_MASTER: master, rtnl.IFLA_GROUP: group}
         netns_file = namespaces.open_file(netns) if netns else -1
         try:
@@ -176,12 +178,12 @@ class Netlink:
             body += wire.text(rtnl.IFLA_IFALIAS, alias) if alias is not None else b""
             body += b"".join(wire.number(kind, value) for kind, value in numbers.items() if value is not None)
 
-            def deed() -> str:
+            def operation() -> str:
                 bridge = self._name(master) if master else None if master is None else "none"
                 more = {"mtu": mtu or None, "mac": mac, "name": name, "master": bridge, "netns": netns}
-                return f"change{self._on(index, '')}{_said(up=up, promisc=promisc, **more)}"
+                return f"change{self._on(index, '')}{_changes(up=up, promisc=promisc, **more)}"
 
-            self._tell(deed, wire.NEWLINK, body, advice=errors.FOR_LINKS)
+            self._request(operation, wire.NEWLINK, body, advice=errors.FOR_LINKS)
         finally:
             if netns:
                 os.close(netns_file)
@@ -190,21 +192,21 @@ class Netlink:
         """Switch a bridge's VLAN filtering."""
         data = wire.attribute(rtnl.IFLA_BR_VLAN_FILTERING, bytes([on]))
         body = IFINFO.pack(0, 0, bridge, 0, 0) + messages.link_kind("bridge", data)
-        self._tell(lambda: f"switch VLAN filtering {_OFF_ON[on]}{self._on(bridge)}", wire.NEWLINK, body)
+        self._request(lambda: f"switch VLAN filtering {_OFF_ON[on]}{self._on(bridge)}", wire.NEWLINK, body)
 
     def set_port(self, index: int, *, hairpin: bool | None = None, isolated: bool | None = None) -> None:
-        """Change what is mentioned of a bridge port."""
-        wanted = {rtnl.IFLA_BRPORT_MODE: hairpin, rtnl.IFLA_BRPORT_ISOLATED: isolated}
-        parts = [wire.attribute(kind, bytes([value])) for kind, value in wanted.items() if value is not None]
+        """Change what is given of a bridge port."""
+        settings = {rtnl.IFLA_BRPORT_MODE: hairpin, rtnl.IFLA_BRPORT_ISOLATED: isolated}
+        parts = [wire.attribute(kind, bytes([value])) for kind, value in settings.items() if value is not None]
         body = IFINFO.pack(rtnl.AF_BRIDGE, 0, index, 0, 0) + wire.nested(rtnl.IFLA_PROTINFO, *parts)
-        said = partial(_said, hairpin=hairpin, isolated=isolated)
-        self._tell(lambda: f"change bridge port{self._on(index, '')}{said()}", wire.SETLINK, body)
+        changes = partial(_changes, hairpin=hairpin, isolated=isolated)
+        self._request(lambda: f"change bridge port{self._on(index, '')}{changes()}", wire.SETLINK, body)
 
     def vlans(self, port: int) -> list[Vlan]:
         """Return the VLANs of a bridge port."""
         body = IFINFO.pack(rtnl.AF_BRIDGE, 0, 0, 0, 0) + messages.WITH_VLANS
-        told = self._dump("list bridge ports", wire.GETLINK, body)
-        found = [part for part in told if IFINFO.unpack_from(part)[2] == port]
+        replies = self._dump("list bridge ports", wire.GETLINK, body)
+        found = [part for part in replies if IFINFO.unpack_from(part)[2] == port]
         specs = [wire.attributes(part, 16).get(rtnl.IFLA_AF_SPEC, b"") for part in found]
         pairs = [pair for spec in specs for pair in wire.pairs(spec)]
         infos = [value for kind, value in pairs if kind == rtnl.IFLA_BRIDGE_VLAN_INFO]
@@ -213,20 +215,20 @@ class Netlink:
     def add_vlans(self, port: int, first: int, last: int, flags: int = 0) -> None:
         """Let a bridge port carry the VLANs *first* to *last*; *flags* VLAN_PVID, VLAN_UNTAGGED for a single one."""
         body = messages.vlan_range(port, first, last, flags)
-        self._tell(lambda: f"add VLAN {first}-{last}{self._on(port)}", wire.SETLINK, body)
+        self._request(lambda: f"add VLAN {first}-{last}{self._on(port)}", wire.SETLINK, body)
 
     def delete_vlan(self, port: int, vid: int) -> None:
-        """Take a VLAN off a bridge port."""
+        """Remove a VLAN from a bridge port."""
         body = messages.vlan_range(port, vid, vid, 0)
-        self._tell(lambda: f"take away VLAN {vid}{self._on(port)}", wire.DELLINK, body)
+        self._request(lambda: f"take away VLAN {vid}{self._on(port)}", wire.DELLINK, body)
 
     def delete_link(self, index: int) -> None:
         """Delete a link; `NetlinkError` (ENODEV) when there is none."""
         body = IFINFO.pack(0, 0, index, 0, 0)
-        self._tell(lambda: f"delete{self._on(index, '')}", wire.DELLINK, body, advice=errors.FOR_REMOVALS)
+        self._request(lambda: f"delete{self._on(index, '')}", wire.DELLINK, body, advice=errors.FOR_REMOVALS)
 
     def delete_links(self, indexes: Sequence[int]) -> None:
-        """Delete links at once, several as one group: the kernel then waits for its readers once."""
+        """Delete links at once, several as one group: the kernel then waits for one RCU grace period."""
         if len(indexes) == 1:
             self.delete_link(indexes[0])
             return
@@ -234,7 +236,7 @@ class Netlink:
         for index in indexes:
             self.set_link(index, group=group)
         body = IFINFO.pack(0, 0, 0, 0, 0) + wire.number(rtnl.IFLA_GROUP, group)
-        self._tell(
+        self._request(
             lambda: f"delete a group of interfaces ({', '.join(map(self._name, indexes))})",
             wire.DELLINK,
             body,
@@ -245,9 +247,9 @@ class Netlink:
         """Wait until none of the links *names* is left; False when one is after so many *seconds*."""
         return self._socket.await_change(wire.GROUP_LINK, seconds, lambda: self.link_names().isdisjoint(names))
 
-    def await_running(self, wanted: str | int, seconds: float) -> Link:
+    def await_running(self, link: str | int, seconds: float) -> Link:
         """Wait until a link is operationally up; return it as it is then, or as it is when *seconds* are over."""
-        seen = self.link(wanted)
+        seen = self.link(link)
 
         def running() -> bool:
             nonlocal seen
@@ -266,8 +268,8 @@ class Netlink:
         return [messages.read_address(part) for part in self._dump("list addresses", wire.GETADDR, body)]
 
     def add_address(self, ifindex: int, interface: IPInterface, *, flags: int = 0) -> None:
-        """Put an address on a link, IPv4 with its network's broadcast address (up to /30). EEXIST: it is there."""
-        self._tell(
+        """Add an address to a link, IPv4 up to /30 with the broadcast address. EEXIST when the link has it."""
+        self._request(
             lambda: f"add address {interface}{self._on(ifindex)}",
             wire.NEWADDR,
             messages.address_body(ifindex, interface, flags),
@@ -276,17 +278,17 @@ class Netlink:
         )
 
     def delete_address(self, ifindex: int, interface: IPInterface) -> None:
-        """Take an address off a link; `NetlinkError` (EADDRNOTAVAIL) when it is not there."""
-        self._tell(
+        """Remove an address from a link; `NetlinkError` (EADDRNOTAVAIL) when the link does not have it."""
+        self._request(
             lambda: f"delete address {interface}{self._on(ifindex)}",
             wire.DELADDR,
             messages.address_body(ifindex, interface, 0),
             advice=errors.FOR_ADDRESSES,
         )
 
-    def await_addresses(self, ifindex: int, wanted: Iterable[IPInterface], seconds: float) -> bool:
-        """Wait until none of *wanted* is tentative any more (RFC 4862, 5.4); False when *seconds* were not enough."""
-        named = frozenset(wanted)
+    def await_addresses(self, ifindex: int, interfaces: Iterable[IPInterface], seconds: float) -> bool:
+        """Wait until none of *interfaces* is tentative any more (RFC 4862, 5.4); False after *seconds*."""
+        named = frozenset(interfaces)
 
         def settled() -> bool:
             mine = [address for address in self.addresses(ifindex, 6) if address.interface in named]
@@ -298,42 +300,42 @@ class Netlink:
 
     def routes(self, family: int = 0, table: int = MAIN_TABLE) -> list[Route]:
         """Return the routes of a *table* (0: of all), of a *family* 4 or 6 (0: both)."""
-        told = []
+        replies = []
         for version in (family,) if family else (4, 6):
             body = RTMSG.pack(messages.FAMILY[version], 0, 0, 0, 0, 0, 0, 0, 0) + wire.number(rtnl.RTA_TABLE, table)
-            told += self._dump("list routes", wire.GETROUTE, body, nothing=(errno.ENOENT, errno.EOPNOTSUPP))
+            replies += self._dump("list routes", wire.GETROUTE, body, nothing=(errno.ENOENT, errno.EOPNOTSUPP))
         cached = rtnl.RTM_F_CLONED
-        return [messages.read_route(body) for body in told if not RTMSG.unpack_from(body)[8] & cached]
+        return [messages.read_route(body) for body in replies if not RTMSG.unpack_from(body)[8] & cached]
 
     def default_routes(self, family: int) -> list[Route]:
         """Return the default routes of a family in the main table."""
         return [route for route in self.routes(family) if route.is_default and route.kind == UNICAST]
 
     def add_route(self, route: Route) -> None:
-        """Add a route beside those of the same destination; EEXIST when this very one is there."""
+        """Add a route in addition to others of the same destination; EEXIST when this one exists."""
         self._route("add", route, wire.NEWROUTE, wire.CREATE)
 
     def replace_route(self, route: Route) -> None:
-        """Put a route in the place of that of the same destination, table and priority, or add it."""
+        """Replace the route of the same destination, table and priority, or add it."""
         self._route("set", route, wire.NEWROUTE, wire.CREATE | wire.REPLACE)
 
     def delete_route(self, route: Route) -> None:
-        """Delete a route; `NetlinkError` (ESRCH) when it is not there."""
+        """Delete a route; `NetlinkError` (ESRCH) when it does not exist."""
         self._route("delete", route, wire.DELROUTE)
 
     def _route(self, verb: str, route: Route, kind: int, flags: int = 0) -> None:
-        def deed() -> str:
+        def operation() -> str:
             table = "" if route.table == MAIN_TABLE else f" in table {route.table}"
             return f"{verb} route {_words(route)}{self._on(route.ways[0].ifindex)}{table}"
 
-        self._tell(deed, kind, messages.route_body(route), flags, errors.FOR_ROUTES)
+        self._request(operation, kind, messages.route_body(route), flags, errors.FOR_ROUTES)
 
     def neighbours(self, ifindex: int = 0, family: int = 0) -> list[Neighbour]:
         """Return the neighbour table of a link (0: of all), of a *family* 4 or 6 (0: both)."""
         chosen = wire.number(rtnl.NDA_IFINDEX, ifindex) if ifindex else b""
         body = messages.NDMSG.pack(messages.FAMILY.get(family, 0), 0, 0, 0, 0) + chosen
-        told = self._dump("list neighbours", wire.GETNEIGH, body)
-        return [messages.read_neighbour(part) for part in told if part[0] in messages.VERSION]
+        replies = self._dump("list neighbours", wire.GETNEIGH, body)
+        return [messages.read_neighbour(part) for part in replies if part[0] in messages.VERSION]
 
     # --- devices and their virtual functions ---
 
@@ -364,34 +366,39 @@ class Netlink:
     def set_virtual_function(self, physical: int, number: int, attribute: str, value: Any) -> None:
         """Change one of `vf.ATTRIBUTES` of the function *number*, *value* as `vf.VirtualFunction` holds it."""
         body = IFINFO.pack(0, 0, physical, 0, 0) + virtual_functions.change(number, attribute, value)
-        self._tell(lambda: f"set {attribute} {value} of VF {number}{self._on(physical)}", wire.SETLINK, body)
+        self._request(lambda: f"set {attribute} {value} of VF {number}{self._on(physical)}", wire.SETLINK, body)
 
     def add_altname(self, index: int, name: str) -> None:
-        """Give a link one more name; EEXIST when it is taken."""
+        """Add an alternative name to a link; EEXIST when it is taken."""
         body = IFINFO.pack(0, 0, index, 0, 0) + wire.nested(rtnl.IFLA_PROP_LIST, wire.text(rtnl.IFLA_ALT_IFNAME, name))
-        deed = lambda: f"add the alternative name {name}{self._on(index)}"  # noqa: E731
-        self._tell(deed, wire.NEWLINKPROP, body, wire.CREATE | wire.EXCL, errors.FOR_LINKS)
+        operation = lambda: f"add the alternative name {name}{self._on(index)}"  # noqa: E731
+        self._request(operation, wire.NEWLINKPROP, body, wire.CREATE | wire.EXCL, errors.FOR_LINKS)
 
     def delete_altname(self, index: int, name: str) -> None:
-        """Take an alternative name off a link."""
+        """Remove an alternative name of a link."""
         body = IFINFO.pack(0, 0, index, 0, 0) + wire.nested(rtnl.IFLA_PROP_LIST, wire.text(rtnl.IFLA_ALT_IFNAME, name))
-        self._tell(lambda: f"delete the alternative name {name}{self._on(index)}", wire.DELLINKPROP, body)
+        self._request(lambda: f"delete the alternative name {name}{self._on(index)}", wire.DELLINKPROP, body)
 
     # --- asking ---
 
-    def _tell(
-        self, deed: Callable[[], str], kind: int, body: bytes, flags: int = 0, advice: errors.Advice = errors.NO_ADVICE
+    def _request(
+        self,
+        operation: Callable[[], str],
+        kind: int,
+        body: bytes,
+        flags: int = 0,
+        advice: errors.Advice = errors.NO_ADVICE,
     ) -> None:
         try:
-            self._socket.tell(kind, body, flags)
+            self._socket.request(kind, body, flags)
         except OSError as cause:
-            raise NetlinkError.of(deed(), cause, advice) from cause
+            raise NetlinkError.of(operation(), cause, advice) from cause
 
-    def _create(self, deed: Callable[[], str], body: bytes) -> None:
-        self._tell(deed, wire.NEWLINK, body, wire.CREATE | wire.EXCL, errors.FOR_LINKS)
+    def _create(self, operation: Callable[[], str], body: bytes) -> None:
+        self._request(operation, wire.NEWLINK, body, wire.CREATE | wire.EXCL, errors.FOR_LINKS)
 
     def _on(self, index: int, word: str = " on") -> str:
-        """Return the words for the link that a refused deed is about; none for no link."""
+        """Return " on interface NAME" for the error of an operation on a link; "" for no link."""
         return f"{word} interface {self._name(index)}" if index else ""
 
     def _name(self, index: int) -> str:
@@ -401,13 +408,13 @@ class Netlink:
         except NetlinkError:
             return f"number {index}"
 
-    def _dump(self, deed: str, kind: int, body: bytes, nothing: tuple[int, ...] = ()) -> list[bytes]:
+    def _dump(self, operation: str, kind: int, body: bytes, nothing: tuple[int, ...] = ()) -> list[bytes]:
         try:
             return self._socket.dump(kind, body)
         except OSError as cause:
             if cause.errno in nothing:
                 return []
-            raise NetlinkError.of(deed, cause) from cause
+            raise NetlinkError.of(operation, cause) from cause
 
 
 def _words(route: Route) -> str:
@@ -416,11 +423,11 @@ def _words(route: Route) -> str:
     return f"{target}{ways}{f' metric {route.priority}' if route.priority else ''}"
 
 
-def _said(**values: str | int | None) -> str:
-    """Return what a deed was to change, for people: what is "" or None was not mentioned."""
-    told = [
+def _changes(**values: str | int | None) -> str:
+    """Return what an operation was to change, for its error; "" and None were not given."""
+    changes = [
         f"{key} {_OFF_ON[value] if isinstance(value, bool) else value}"
         for key, value in values.items()
         if value not in (None, "")
     ]
-    return f" ({', '.join(told)})" if told else ""
+    return f" ({', '.join(changes)})" if changes else ""

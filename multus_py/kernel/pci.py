@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PCI devices as sysfs tells of them: driver, interfaces, and which physical function a virtual one belongs to."""
+"""PCI devices in sysfs: driver, interfaces, and which physical function a virtual one belongs to."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _REPRESENTOR = re.compile(r"(c\d+)?pf\d+(vf|sf)\d+\Z")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a virtual function sits: the address of its physical function, and its number there."""
+    """The place of a virtual function: the address of its physical function, and its number there."""
 
     physical: str
     number: int
@@ -24,7 +24,7 @@ class Bus:
     root: Path = Path("/sys")
 
     def exists(self, address: str) -> bool:
-        """Tell whether there is such a device."""
+        """Tell whether the device exists."""
         return self._device(address).is_dir()
 
     def driver(self, address: str) -> str:

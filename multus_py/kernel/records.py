@@ -27,7 +27,7 @@ MTU_MAX = 0x7FFFFFFF
 
 @dataclass(frozen=True)
 class Link:
-    """A network interface. *parent* is the link it sits on or its peer (IFLA_LINK), 0 when there is none.
+    """A network interface. *parent* is the link below it, or its peer (IFLA_LINK), 0 when there is none.
 
     *data* and *port* are the attributes of its kind and of its master's kind, unread (IFLA_INFO_DATA, _SLAVE_DATA).
     """
@@ -65,7 +65,7 @@ class Link:
 
     @property
     def macvlan_mode(self) -> str:
-        """Return a macvlan's mode in words."""
+        """Return a macvlan's mode by name."""
         mode = wire.unsigned(self._data.get(rtnl.IFLA_MACVLAN_MODE))
         return next((name for name, value in MACVLAN_MODES.items() if value == mode), "")
 
@@ -76,17 +76,17 @@ class Link:
 
     @property
     def vlan_filtering(self) -> bool:
-        """Tell whether a bridge filters VLANs ."""
+        """Tell whether a bridge filters VLANs."""
         return bool(wire.unsigned(self._data.get(rtnl.IFLA_BR_VLAN_FILTERING)))
 
     @property
     def hairpin(self) -> bool:
-        """Tell whether a bridge port sends frames back where they came from (IFLA_BRPORT_MODE)."""
+        """Tell whether a bridge port sends frames back out of itself (IFLA_BRPORT_MODE)."""
         return bool(wire.unsigned(self._port.get(rtnl.IFLA_BRPORT_MODE)))
 
     @property
     def isolated(self) -> bool:
-        """Tell whether a bridge port talks to ports that are not isolated only (IFLA_BRPORT_ISOLATED)."""
+        """Tell whether a bridge port exchanges frames only with ports that are not isolated (IFLA_BRPORT_ISOLATED)."""
         return bool(wire.unsigned(self._port.get(rtnl.IFLA_BRPORT_ISOLATED)))
 
 

@@ -10,27 +10,27 @@ _INTERVAL = 0.05  # seconds between two looks whether links are gone, when no ev
 
 
 def remove_links(netns: str, names: Iterable[str]) -> None:
-    """Delete those of the links *names* that are in a namespace; return when nobody can see them any more.
+    """Delete those of the links *names* that exist in a namespace; return when they are no longer listed.
 
-    The kernel goes on after that: it waits for whoever still reads one of them (rcu_barrier, 20 ms here, once for all).
-    That is a thread's business. `NetlinkError` when a link stays, `NoNamespace` when *netns* leads to none.
+    The kernel acknowledges the request after an RCU grace period (20 ms here, once for all): a thread waits for that.
+    `NetlinkError` when a link stays, `NoNamespace` when *netns* leads to none.
     """
     with netlink.open(netns) as kernel:
-        there = {link.name: link.index for name in names if (link := kernel.find_link(name))}
-        if not there:
+        existing = {link.name: link.index for name in names if (link := kernel.find_link(name))}
+        if not existing:
             return
-        troubles: list[BaseException] = []
+        problems: list[BaseException] = []
 
         def remove() -> None:
             try:
-                with netlink.open(netns) as hands:
-                    hands.delete_links(list(there.values()))
-            except BaseException as trouble:  # noqa: BLE001  it is raised below
-                troubles.append(trouble)
+                with netlink.open(netns) as requests:
+                    requests.delete_links(list(existing.values()))
+            except BaseException as problem:  # noqa: BLE001  it is raised below
+                problems.append(problem)
 
         thread = threading.Thread(target=remove, name=f"remove links of {netns}")
         thread.start()
-        while not kernel.await_gone(there, _INTERVAL) and thread.is_alive():
+        while not kernel.await_gone(existing, _INTERVAL) and thread.is_alive():
             pass
-        if troubles and not kernel.await_gone(there, 0):
-            raise troubles[0]
+        if problems and not kernel.await_gone(existing, 0):
+            raise problems[0]

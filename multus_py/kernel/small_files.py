@@ -15,7 +15,7 @@ _PIECE = 64 * 1024  # bytes asked for at once: nearly every file has fewer
 
 def read(path: Path | str) -> bytes:
     """Return what is in a file; OSError as open(2) and read(2) say."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe that lies there is not waited for
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a named pipe would block
     try:
         return rest(file)
     finally:
@@ -23,14 +23,14 @@ def read(path: Path | str) -> bytes:
 
 
 def read_regular(path: Path | str, limit: int) -> bytes:
-    """Return what is in a file whose path somebody else chose; OSError for what is no regular file or is larger.
+    """Return what is in a file whose path another program chose; OSError for what is no regular file or is larger.
 
     A pipe would be waited for, and a device has no end.
     """
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
-        told = os.fstat(file)
-        if not stat.S_ISREG(told.st_mode):
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         text = os.read(file, limit + 1)
         while len(text) <= limit and (piece := os.read(file, _PIECE)):  # /proc and /sys give a page at a time
@@ -52,9 +52,9 @@ def rest(file: int) -> bytes:
 
 
 def put(path: Path, draft: Path, text: bytes) -> None:
-    """Write *path* (0600) whole or not at all, under the name *draft* first; nobody else uses that name meanwhile.
+    """Write *path* (0600) completely or not at all, as *draft* first, a name that only one writer may use at a time.
 
-    The folder is made (0700) when it is missing. OSError when the disk will not.
+    The folder is created (0700) when it does not exist. OSError when the file system refuses.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     try:
@@ -64,7 +64,7 @@ def put(path: Path, draft: Path, text: bytes) -> None:
         file = os.open(draft, flags, 0o600)
     try:
         left = memoryview(text)
-        while left:  # a disk that fills up takes a part first, and says so at the next piece
+        while left:  # a full disk takes a part first, and refuses the next one
             left = left[os.write(file, left) :]
     finally:
         os.close(file)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The undo list: each step to take back stands beside its deed, and runs unless all went well."""
+"""Rollback: each undo step is registered next to its operation, and runs unless all operations succeeded."""
 
 from collections.abc import Callable
 
 
 class Undo:
-    """Steps to take back, newest first, unless `keep()` was reached.
+    """Undo steps that run newest first, unless `keep()` was called.
 
-    The first cause wins: what could not be taken back is noted on it. Without a cause the first trouble is raised.
+    The first error is raised: an undo step that fails is noted on it. Without an error the first failed step is raised.
     """
 
     def __init__(self) -> None:
@@ -17,21 +17,21 @@ class Undo:
         return self
 
     def add(self, step: Callable[..., object], *args: object) -> None:
-        """Remember how to take back a deed; call it just before the deed."""
+        """Register the undo step of an operation; call it just before the operation."""
         self._steps.append((step, args))
 
     def keep(self) -> None:
-        """All went well: forget the steps."""
+        """All operations succeeded: discard the steps."""
         self._steps.clear()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        trouble: Exception | None = None
+        failed: Exception | None = None
         while self._steps:
             step, args = self._steps.pop()
             try:
                 step(*args)
             except Exception as caught:  # noqa: BLE001  every step is tried, whatever the one before met
-                (error or trouble or caught).add_note(f"while taking back ({step.__qualname__}): {caught}")
-                trouble = trouble or caught
-        if trouble and error is None:
-            raise trouble
+                (error or failed or caught).add_note(f"while taking back ({step.__qualname__}): {caught}")
+                failed = failed or caught
+        if failed and error is None:
+            raise failed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Virtual functions as their physical function's interface tells of them (IFLA_VFINFO_LIST, linux/if_link.h)."""
+"""Virtual functions as listed for their physical function's interface (IFLA_VFINFO_LIST, linux/if_link.h)."""
 
 import struct
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from multus_py.kernel import rtnl, wire
 LINK_STATES = ("auto", "enable", "disable")  # IFLA_VF_LINK_STATE_*
 VLAN_PROTOCOLS = {"802.1q": 0x8100, "802.1ad": 0x88A8}
 NO_MAC = "00:00:00:00:00:00"
-_UNTOLD = 0xFFFFFFFF  # the driver does not say
+_UNKNOWN = 0xFFFFFFFF  # the driver does not report it
 WITH_VFS = wire.number(rtnl.IFLA_EXT_MASK, rtnl.RTEXT_FILTER_VF)
 
 
@@ -19,7 +19,7 @@ WITH_VFS = wire.number(rtnl.IFLA_EXT_MASK, rtnl.RTEXT_FILTER_VF)
 class VirtualFunction:
     """One virtual function. *vlan* is id, priority and protocol; *rates* least and most Mbit/s, 0 for none.
 
-    *spoofchk* and *trust* are None where the driver does not tell them.
+    *spoofchk* and *trust* are None where the driver does not report them.
     """
 
     number: int
@@ -45,34 +45,34 @@ def change(number: int, attribute: str, value: Any) -> bytes:
     return wire.nested(rtnl.IFLA_VFINFO_LIST, wire.nested(rtnl.IFLA_VF_INFO, _PACKERS[attribute](number, value)))
 
 
-def _function(told: wire.Attributes) -> VirtualFunction:
-    number, mac = struct.unpack_from("=I6s", told[rtnl.IFLA_VF_MAC])
-    state = _setting(told.get(rtnl.IFLA_VF_LINK_STATE)) or 0
+def _function(attributes: wire.Attributes) -> VirtualFunction:
+    number, mac = struct.unpack_from("=I6s", attributes[rtnl.IFLA_VF_MAC])
+    state = _setting(attributes.get(rtnl.IFLA_VF_LINK_STATE)) or 0
     return VirtualFunction(
         number=number,
         mac=mac.hex(":"),
-        vlan=_vlan(told),
-        spoofchk=_flag(told.get(rtnl.IFLA_VF_SPOOFCHK)),
-        trust=_flag(told.get(rtnl.IFLA_VF_TRUST)),
+        vlan=_vlan(attributes),
+        spoofchk=_flag(attributes.get(rtnl.IFLA_VF_SPOOFCHK)),
+        trust=_flag(attributes.get(rtnl.IFLA_VF_TRUST)),
         link_state=LINK_STATES[state] if state < len(LINK_STATES) else "auto",
-        rates=_rates(told),
+        rates=_rates(attributes),
     )
 
 
-def _rates(told: wire.Attributes) -> tuple[int, int]:
+def _rates(attributes: wire.Attributes) -> tuple[int, int]:
     """Read IFLA_VF_RATE, else the older IFLA_VF_TX_RATE, which has no least rate."""
-    if rtnl.IFLA_VF_RATE in told:
-        least, most = struct.unpack_from("=II", told[rtnl.IFLA_VF_RATE], 4)
+    if rtnl.IFLA_VF_RATE in attributes:
+        least, most = struct.unpack_from("=II", attributes[rtnl.IFLA_VF_RATE], 4)
         return least, most
-    return 0, _setting(told.get(rtnl.IFLA_VF_TX_RATE)) or 0
+    return 0, _setting(attributes.get(rtnl.IFLA_VF_TX_RATE)) or 0
 
 
 def _setting(data: bytes | None) -> int | None:
-    """Read the number behind the function's own; None when the driver says nothing."""
+    """Read the value after the function's number; None when the driver does not report it."""
     if data is None:
         return None
     value: int = struct.unpack_from("=II", data)[1]
-    return None if value == _UNTOLD else value
+    return None if value == _UNKNOWN else value
 
 
 def _flag(data: bytes | None) -> bool | None:
@@ -80,12 +80,14 @@ def _flag(data: bytes | None) -> bool | None:
     return None if value is None else bool(value)
 
 
-def _vlan(told: wire.Attributes) -> tuple[int, int, int]:
+def _vlan(attributes: wire.Attributes) -> tuple[int, int, int]:
     """Read IFLA_VF_VLAN_LIST, whose protocol is in network order, else the older IFLA_VF_VLAN without one."""
-    for _, item in wire.pairs(told.get(rtnl.IFLA_VF_VLAN_LIST, b"")):
+    for _, item in wire.pairs(attributes.get(rtnl.IFLA_VF_VLAN_LIST, b"")):
         _, vid, qos = struct.unpack_from("=III", item)
         return vid, qos, int.from_bytes(item[12:14], "big") or 0x8100
-    _, vid, qos = struct.unpack_from("=III", told[rtnl.IFLA_VF_VLAN]) if rtnl.IFLA_VF_VLAN in told else (0, 0, 0)
+    _, vid, qos = (
+        struct.unpack_from("=III", attributes[rtnl.IFLA_VF_VLAN]) if rtnl.IFLA_VF_VLAN in attributes else (0, 0, 0)
+    )
     return vid, qos, 0x8100
 
 

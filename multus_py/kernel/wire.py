@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rtnetlink on the wire: messages packed and read, a socket that asks the kernel. What they mean lives in `netlink`.
+"""rtnetlink on the wire: messages packed and read, and the socket. What messages mean is in `messages`.
 
-Packed by hand because the attach path pays for it: a question and its answer take 0.01 ms here, through a library's
+Packed by hand because the attach path pays for it: a request and its reply take 0.01 ms here, through a library's
 message classes 0.5 ms, and importing those 150 ms. Layouts: linux/netlink.h, linux/rtnetlink.h, RFC 3549.
 """
 
@@ -38,14 +38,14 @@ _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, po
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 NESTED = 0x8000
-_ROOM = 1 << 18  # bytes for one answer: the kernel sends dumps in pieces of at most 32 KiB
-_TRIES = 8  # of a question whose answer changed while it was read, or got lost
+_ROOM = 1 << 18  # bytes for one reply: the kernel sends dumps in pieces of at most 32 KiB
+_TRIES = 8  # of a request whose reply changed while it was read, or was lost
 _AGAIN = (errno.EINTR, errno.ENOBUFS)
 
 T = TypeVar("T")
 Attributes = dict[int, bytes]
-_ROOMS = 16  # as many sockets as calls need at once; a burst of them must not hold memory for ever
-_rooms: deque[bytearray] = deque(maxlen=_ROOMS)  # of sockets that are closed, for the next: each would be cleared anew
+_BUFFERS = 16  # of closed sockets, for the next ones: as many as calls need at once
+_buffers: deque[bytearray] = deque(maxlen=_BUFFERS)  # a new one would be zeroed each time
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -103,23 +103,23 @@ def unsigned(data: bytes | None) -> int:
 
 
 class Refused(OSError):
-    """The kernel's no: `errno`, and in `strerror` what it said about it (NLMSGERR_ATTR_MSG), "" when it was silent."""
+    """The kernel refused a request: `errno`, and in `strerror` its message (NLMSGERR_ATTR_MSG), "" without one."""
 
 
-def _room() -> bytearray:
+def _buffer() -> bytearray:
     try:
-        return _rooms.pop()
+        return _buffers.pop()
     except IndexError:
         return bytearray(_ROOM)
 
 
 class Socket:
-    """A netlink socket of the namespace that the thread was in when it was made. It stays there."""
+    """A netlink socket. It stays in the namespace in which the thread was when it was created."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._sequence = itertools.count(1)
-        self._room = _room()
+        self._buffer = _buffer()
         try:
             for option in (_EXT_ACK, _STRICT):
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
@@ -128,28 +128,28 @@ class Socket:
             raise
 
     def close(self) -> None:
-        """Close the socket; once more is no harm."""
+        """Close the socket; a second time does nothing."""
         if self._socket.fileno() >= 0:
             self._socket.close()
-            _rooms.append(self._room)
+            _buffers.append(self._buffer)
 
-    def tell(self, kind: int, body: bytes, flags: int = 0) -> None:
-        """Ask for a deed and wait until it is done; `Refused` when the kernel would not."""
+    def request(self, kind: int, body: bytes, flags: int = 0) -> None:
+        """Send a request that changes something and wait for its acknowledgement; `Refused` when it is an error."""
         for _ in self._answers(self._send(kind, flags | ACK, body)):
             pass
 
     def get(self, kind: int, body: bytes) -> bytes:
-        """Ask for one object; `Refused` (ENODEV, ...) when there is none."""
-        return self._asked(lambda: next(self._answers(self._send(kind, 0, body))))
+        """Request one object; `Refused` (ENODEV, ...) when there is none."""
+        return self._retried(lambda: next(self._answers(self._send(kind, 0, body))))
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """Ask for all objects of a kind."""
-        return self._asked(lambda: list(self._answers(self._send(kind, DUMP, body))))
+        """Request all objects of a kind."""
+        return self._retried(lambda: list(self._answers(self._send(kind, DUMP, body))))
 
-    def _asked(self, question: Callable[[], T]) -> T:
-        """Return the answer; asked again when it changed while it was read (NLM_F_DUMP_INTR), or had no room (ENOBUFS).
+    def _retried(self, question: Callable[[], T]) -> T:
+        """Return the reply; retried when it changed while it was read (NLM_F_DUMP_INTR) or had no room (ENOBUFS).
 
-        What changes every time is `Refused` (EINTR), what never has room is, too (ENOBUFS): to be tried again later.
+        After `_TRIES` times it is `Refused` with that number: EINTR or ENOBUFS, to be retried later.
         """
         for _ in range(_TRIES):
             try:
@@ -163,7 +163,7 @@ class Socket:
         raise Refused(number, f"{why}, {_TRIES} times over")
 
     def await_change(self, group: int, seconds: float, settled: Callable[[], Any]) -> bool:
-        """Ask *settled* now and after every event of the multicast *group*, until it is true or *seconds* are over."""
+        """Call *settled* now and after each event of the multicast *group*, until it is true; False after *seconds*."""
         if settled():
             return True
         deadline = time.monotonic() + seconds
@@ -186,14 +186,14 @@ class Socket:
             self._drain()
 
     def _drain(self) -> None:
-        """Drop what the kernel sent unasked, and what is left of an answer."""
+        """Discard events, and what is left of a reply."""
         while True:
             try:
-                self._socket.recv_into(self._room, 0, socket.MSG_DONTWAIT)
+                self._socket.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError as cause:
-                if cause.errno != errno.ENOBUFS:  # events were dropped: whoever waits for one looks anyway
+                if cause.errno != errno.ENOBUFS:  # events were dropped: who waits for one checks anyway
                     raise
 
     def _send(self, kind: int, flags: int, body: bytes) -> int:
@@ -202,16 +202,16 @@ class Socket:
         return sequence
 
     def _answers(self, sequence: int) -> Iterator[bytes]:
-        """Yield the bodies of what is answered to *sequence*; the answer to another question is skipped."""
+        """Yield the bodies of the replies to *sequence*; replies to other requests are skipped."""
         changed = False
         while True:
-            data = bytes(memoryview(self._room)[: self._socket.recv_into(self._room)])
+            data = bytes(memoryview(self._buffer)[: self._socket.recv_into(self._buffer)])
             start = 0
             while start < len(data):
-                length, kind, flags, told, _ = _HEADER.unpack_from(data, start)
+                length, kind, flags, answered, _ = _HEADER.unpack_from(data, start)
                 body = data[start + 16 : start + length]
                 start += (length + 3) & ~3
-                if told != sequence:
+                if answered != sequence:
                     continue
                 changed = changed or bool(flags & _DUMP_INTERRUPTED)
                 if kind in (_ERROR, _DONE):
@@ -227,8 +227,8 @@ def _refuse(kind: int, flags: int, body: bytes) -> None:
     (code,) = struct.unpack_from("=i", body) if len(body) >= 4 else (0,)
     if code >= 0:
         return
-    told = attributes(body, _behind_error(kind, flags, body)) if flags & _ACK_TLVS else {}
-    raise Refused(-code, string(told.get(rtnl.NLMSGERR_ATTR_MSG)))
+    details = attributes(body, _behind_error(kind, flags, body)) if flags & _ACK_TLVS else {}
+    raise Refused(-code, string(details.get(rtnl.NLMSGERR_ATTR_MSG)))
 
 
 def _behind_error(kind: int, flags: int, body: bytes) -> int:

@@ -48,15 +48,15 @@ KINDS = (
 
 
 def findings(place: Place) -> Iterator[Finding]:  # noqa: ARG001  every area is asked in the same way
-    """Yield which kinds there are and which are missing."""
+    """Yield which kinds the kernel supports and which it does not."""
     try:
-        there = kinds()
-    except CniError as trouble:
-        yield failed("kernel", trouble)
+        supported = kinds()
+    except CniError as error:
+        yield failed("kernel", error)
         return
-    wanted = (*(kind.name for kind in KINDS), _FILTERING)
-    yield Finding(Level.OK, "kernel", f"makes {', '.join(name for name in wanted if name in there)}")
-    for name in (name for name in wanted if name not in there):
+    tried = (*(kind.name for kind in KINDS), _FILTERING)
+    yield Finding(Level.OK, "kernel", f"makes {', '.join(name for name in tried if name in supported)}")
+    for name in (name for name in tried if name not in supported):
         level = Level.FAILED if name in _NATIVE else Level.NOTE
         advice = f"modprobe {_MODULES.get(name, name)}, or another kernel"
         if name == _FILTERING:
