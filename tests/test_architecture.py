@@ -20,7 +20,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import pytest
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.agent.concurrency.lanes import Lanes
 from multus_py.agent.serving import api
