@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tell the link that addresses have moved to a new interface: gratuitous ARP (RFC 5227), unsolicited NA (RFC 4861)."""
+"""Announce addresses of a new interface on the link: gratuitous ARP (RFC 5227), unsolicited NA (RFC 4861)."""
 
 import ipaddress
 import socket
@@ -14,7 +14,7 @@ _ALL_NODES_MAC = bytes.fromhex("333300000001")
 def announce(ifname: str, mac: str, addresses: Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address]) -> None:
     """Send one frame per address from the interface *ifname* of the calling thread's namespace; OSError when it cannot.
 
-    Switches learn where the hardware address is now, neighbours forget the one that they knew.
+    Switches learn the port of the hardware address, neighbours update their tables.
     """
     own = bytes.fromhex(mac.replace(":", ""))
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as wire:

@@ -68,7 +68,7 @@ class Port:
     host: str
 
 
-@requested.remembered
+@requested.cached_for_add
 def parse(call: Call) -> Config:
     """Read the config and what the call asks for beside it; code 7 names the key that is wrong."""
     fields = Fields(call.config, "bridge")
@@ -112,7 +112,7 @@ def add(request: Request) -> Result:
         port = _attach(host, call, config, undo)
         ipam = _ask(request, config, undo)
         ips, routes, gateways = _with_gateways(config, ipam)
-        pod = namespaces.run_in(call.netns, lambda: _dress(call, config, ips, routes))
+        pod = namespaces.run_in(call.netns, lambda: _configure_in_pod(call, config, ips, routes))
         end = _await_port(host, port.host) if config.ipam else host.link(port.host)
         extra = _serve_gateways(host, port, config, gateways)
         result = Result(
@@ -137,19 +137,19 @@ def delete(request: Request) -> None:
     run_all(
         f"delete {call.ifname}",
         lambda: configure.remove_interface(call.netns, call.ifname),
-        lambda: configure.ask_for(request),
+        lambda: configure.run_ipam(request),
     )
 
 
 def check(request: Request) -> None:
     """Raise when the pair, its place on the bridge, an address or a route is not what ADD answered."""
     call, config = request.call, parse(request.call)
-    configure.ask_for(request)
-    promised = configure.promised(call)
+    configure.run_ipam(request)
+    promised = configure.prev_result(call)
     with netlink.open(call.netns) as inside:
         pod = configure.pod_interface(inside, call, "veth")
         configure.verify_mac(pod, promised)
-        configure.verify(inside, pod, promised)
+        configure.verify_addresses(inside, pod, promised)
     with netlink.open() as host:
         bridge = host.link(config.bridge)
         port = host.find_link(pod.parent)
@@ -162,7 +162,7 @@ def check(request: Request) -> None:
 def status(request: Request) -> None:
     """Raise when the IPAM plugin could not serve an ADD."""
     parse(request.call)
-    configure.ask_for(request)
+    configure.run_ipam(request)
 
 
 # --- the config ------------------------------------------------------------------------------------------------------
@@ -231,8 +231,8 @@ def _ensure_bridge(host: Netlink, config: Config) -> Link:
 def _make_bridge(host: Netlink, config: Config) -> Link:
     try:
         host.create_bridge(config.bridge, mtu=config.mtu, vlan_filtering=config.filters_vlans)
-    except NetlinkError as trouble:
-        if trouble.errno != errno.EEXIST:  # somebody else, who attaches another pod just now, was faster
+    except NetlinkError as error:
+        if error.errno != errno.EEXIST:  # somebody else, who attaches another pod just now, was faster
             raise
     return host.link(config.bridge)
 
@@ -250,13 +250,13 @@ def _make_pair(host: Netlink, call: Call, config: Config, bridge: Link, undo: Un
                 peer_mac=config.mac,
                 master=bridge.index,
             )
-        except NetlinkError as trouble:
-            if trouble.errno != errno.EEXIST:
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
                 raise
             if host.find_link(name) is None:
                 raise CniError(
                     Code.INTERNAL, f"interface {call.ifname} exists already in {call.netns}", "choose another name"
-                ) from trouble
+                ) from error
             continue
         undo.add(_remove, host, name)
         return name
@@ -281,7 +281,7 @@ def _set_vlans(host: Netlink, port: int, config: Config) -> None:
 
 
 def _await_port(host: Netlink, name: str) -> Link:
-    """Return the port when it forwards; raise when it does not come up."""
+    """Wait until the port forwards and return it; raise when it does not."""
     port = host.await_running(name, _PORT_SECONDS)
     if port.operstate != records.OPER_UP:
         raise CniError(
@@ -296,15 +296,15 @@ def _await_port(host: Netlink, name: str) -> Link:
 
 
 def _ask(request: Request, config: Config, undo: Undo) -> Result:
-    """Return what IPAM gives, an empty result for an interface without addresses."""
+    """Return the result of IPAM, an empty one without IPAM."""
     if not config.ipam:
         return Result()
-    undo.add(configure.release, request, config.ipam)
-    return configure.ask_ipam(request, config.ipam)
+    undo.add(configure.delete_addresses, request, config.ipam)
+    return configure.add_addresses(request, config.ipam)
 
 
-def _dress(call: Call, config: Config, ips: tuple[IP, ...], routes: tuple[Route, ...]) -> Link:
-    """Set the pod's end up with what it was given; runs inside the pod's namespace."""
+def _configure_in_pod(call: Call, config: Config, ips: tuple[IP, ...], routes: tuple[Route, ...]) -> Link:
+    """Add addresses and routes to the pod's end and set it up. Runs in the pod's network namespace."""
     with netlink.open() as pod:
         link = pod.link(call.ifname)
         if config.ipam:
@@ -316,7 +316,7 @@ def _dress(call: Call, config: Config, ips: tuple[IP, ...], routes: tuple[Route,
 
 
 def _set_detection(ifname: str, wanted: bool) -> None:
-    """Announce addresses when the link comes up; IPv6 looks for duplicates on a bridge only when that is wanted."""
+    """Announce addresses when the link is set up; IPv6 duplicate address detection on a bridge only when configured."""
     if wanted:
         namespaces.write_sysctl(f"net/ipv6/conf/{ifname}/enhanced_dad", "1")
     namespaces.write_sysctl(f"net/ipv6/conf/{ifname}/accept_dad", "1" if wanted else "0")
@@ -329,7 +329,7 @@ def _set_detection(ifname: str, wanted: bool) -> None:
 def _with_gateways(
     config: Config, ipam: Result
 ) -> tuple[tuple[IP, ...], tuple[Route, ...], tuple[records.IPInterface, ...]]:
-    """Return addresses and routes completed with gateways, and what the bridge itself has to answer to."""
+    """Return addresses and routes with gateways, and the addresses of the bridge itself."""
     ips = tuple(replace(ip, interface=2, gateway=ip.gateway or _first(config, ip)) for ip in ipam.ips)
     routes = list(ipam.routes)
     for ip in ips:
@@ -345,14 +345,14 @@ def _with_gateways(
 
 
 def _first(config: Config, ip: IP) -> results.Address | None:
-    """Return the first address of the subnet where the bridge is the gateway and IPAM named none."""
+    """Return the first address of the subnet when the bridge is the gateway and IPAM returned none."""
     return ip.address.network.network_address + 1 if config.is_gateway else None
 
 
 def _serve_gateways(
     host: Netlink, port: Port, config: Config, served: tuple[records.IPInterface, ...]
 ) -> tuple[Interface, ...]:
-    """Put the gateway addresses on the bridge, or on its interface in the VLAN, and let the host forward."""
+    """Add the gateway addresses to the bridge, or to its interface in the VLAN, and enable forwarding."""
     if not served:
         return ()
     holder = _vlan_interface(host, port.bridge, config) if config.vlan else port.bridge
@@ -383,7 +383,7 @@ def _vlan_interface(host: Netlink, bridge: Link, config: Config) -> Link:
 
 
 def _ensure_address(host: Netlink, holder: Link, wanted: records.IPInterface, force: bool) -> None:
-    """Put *wanted* on the bridge; another one in its way is an error, or is replaced when *force*."""
+    """Add *wanted* to the bridge; a conflicting address is an error, or is replaced when *force*."""
     for held in host.addresses(holder.index, wanted.version):
         if held.interface == wanted:
             return
@@ -397,11 +397,11 @@ def _ensure_address(host: Netlink, holder: Link, wanted: records.IPInterface, fo
             host.delete_address(holder.index, held.interface)
     try:
         host.add_address(holder.index, wanted)
-    except NetlinkError as trouble:
-        if trouble.errno != errno.EEXIST:  # another pod's attachment was faster
+    except NetlinkError as error:
+        if error.errno != errno.EEXIST:  # a concurrent ADD added it
             raise
-    # A bridge takes the lowest address of its ports until it is given one: pods would lose their gateway's whenever a
-    # port comes or goes. One that has lost all its ports has none at all: then it keeps what the new port brought.
+    # A bridge has the lowest hardware address of its ports until one is set: with every change of its ports pods would
+    # lose their gateway. A bridge without ports has none: then the new port's address is set.
     mac = holder.mac if holder.mac.strip("0:") else host.link(holder.index).mac
     host.set_link(holder.index, mac=mac)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An interface in the pod gets what IPAM gave, and is compared with it later; IPAM itself is asked here too."""
+"""What the interface delegates share: run the IPAM plugin, configure the pod's interface, compare it at CHECK."""
 
 import errno
 import ipaddress
@@ -27,29 +27,29 @@ def ipam_type(call: Call) -> str:
     return Fields(Fields(call.config, "config").table("ipam"), "ipam").text("type")
 
 
-def ask_ipam(request: Request, kind: str) -> Result:
-    """Ask the IPAM plugin *kind* for addresses; one without any is refused."""
+def add_addresses(request: Request, kind: str) -> Result:
+    """Run ADD of the IPAM plugin *kind*; a result without addresses is an error."""
     given = request.ask(kind, request.call)
     if given is None or not given.ips:
         raise CniError(Code.INTERNAL, f"IPAM plugin {kind} returned missing IP config", "give it addresses to hand out")
     return given
 
 
-def ask_for(request: Request) -> None:
-    """Ask the IPAM plugin for the verb of the call; nothing to do for an interface without addresses."""
+def run_ipam(request: Request) -> None:
+    """Run the verb of the call in the IPAM plugin, if the config has one."""
     if kind := ipam_type(request.call):
         request.ask(kind, request.call)
 
 
-def release(request: Request, kind: str) -> None:
-    """Tell the IPAM plugin *kind* that an ADD did not come to pass."""
+def delete_addresses(request: Request, kind: str) -> None:
+    """Run DEL of the IPAM plugin *kind*: the ADD is rolled back."""
     request.ask(kind, replace(request.call, verb="DEL"))
 
 
 def configure(kernel: Netlink, link: Link, ips: Iterable[IP], routes: Iterable[Route]) -> None:
-    """Give *link* its addresses, set it up, wait for IPv6's duplicate detection, and add the routes.
+    """Add the addresses to *link*, set it up, wait for IPv6 duplicate address detection, and add the routes.
 
-    Runs on a thread inside the pod's namespace: it writes sysctls.
+    The calling thread must be in the pod's network namespace: sysctls are written.
     """
     given = tuple(ips)
     if any(ip.address.version == 6 for ip in given):
@@ -61,21 +61,21 @@ def configure(kernel: Netlink, link: Link, ips: Iterable[IP], routes: Iterable[R
     for route in _in_order(given, routes, link.index):
         try:
             kernel.add_route(route)
-        except NetlinkError as trouble:
-            if route.gateway is None or trouble.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+        except NetlinkError as error:
+            if route.gateway is None or error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH):
                 raise
-            raise _unreachable(link, route, route.gateway, given) from trouble
+            raise _unreachable(link, route, route.gateway, given) from error
 
 
-def verify(kernel: Netlink, link: Link, promised: Result) -> None:
-    """Raise when *link* lacks an address or the namespace a route that *promised* names."""
+def verify_addresses(kernel: Netlink, link: Link, promised: Result) -> None:
+    """Raise when *link* lacks an address, or the namespace a route, of the result *promised*."""
     held = {address.interface for address in kernel.addresses(link.index)}
     indexes = [
         n for n, interface in enumerate(promised.interfaces) if interface.name == link.name and interface.sandbox
     ]
     for ip in promised.ips:
         if ip.interface in (None, *indexes) and ip.address not in held:
-            raise _broken(link.name, f"has no address {ip.address}")
+            raise _differs(link.name, f"has no address {ip.address}")
     found = [
         (route.dst, way.gateway) for route in kernel.routes(table=0) for way in route.ways if way.ifindex == link.index
     ]
@@ -83,10 +83,10 @@ def verify(kernel: Netlink, link: Link, promised: Result) -> None:
     for route in promised.routes:
         via = None if route.gw and route.gw.is_unspecified else route.gw
         if route.dst not in destinations or (via and (route.dst, via) not in found):
-            raise _broken(link.name, f"has no route to {route.dst}{f' via {route.gw}' if route.gw else ''}")
+            raise _differs(link.name, f"has no route to {route.dst}{f' via {route.gw}' if route.gw else ''}")
 
 
-def promised(call: Call) -> Result:
+def prev_result(call: Call) -> Result:
     """Return the prevResult of a CHECK; code 7 when the runtime sent none."""
     body = call.config.get("prevResult")
     if not isinstance(body, dict):
@@ -98,9 +98,9 @@ def pod_interface(kernel: Netlink, call: Call, kind: str) -> Link:
     """Return the pod's interface for a CHECK; raise when it is gone or of another kind."""
     link = kernel.find_link(call.ifname)
     if link is None:
-        raise _broken(call.ifname, "is gone")
+        raise _differs(call.ifname, "is gone")
     if link.kind != kind:
-        raise _broken(call.ifname, f"is no {kind}, it is {link.kind or 'a device'}")
+        raise _differs(call.ifname, f"is no {kind}, it is {link.kind or 'a device'}")
     return link
 
 
@@ -108,13 +108,13 @@ def verify_mac(link: Link, promised: Result) -> None:
     """Raise when the pod's interface has another hardware address than *promised*."""
     mine = next((item for item in promised.interfaces if item.name == link.name and item.sandbox), None)
     if mine is None:
-        raise _broken(link.name, "is not in prevResult")
+        raise _differs(link.name, "is not in prevResult")
     if mine.mac and mine.mac.lower() != link.mac:
-        raise _broken(link.name, f"has the hardware address {link.mac}, {mine.mac} was promised")
+        raise _differs(link.name, f"has the hardware address {link.mac}, {mine.mac} was promised")
 
 
 def remove_interface(netns: str, ifname: str) -> None:
-    """Delete the pod's interface; a namespace or an interface that is gone already is success."""
+    """Delete the pod's interface; a namespace or an interface that does not exist is success."""
     if not netns:
         return
     with suppress(NoNamespace):
@@ -122,23 +122,23 @@ def remove_interface(netns: str, ifname: str) -> None:
 
 
 def remove_index(netns: str, index: int) -> None:
-    """Delete the pod's interface with an index, whatever it is called by now; one that is gone already is success."""
+    """Delete the pod's interface by its index, whatever its name is now; one that does not exist is success."""
     try:
         with netlink.open(netns) as inside:
             inside.delete_link(index)
     except NoNamespace:
         return
-    except NetlinkError as trouble:
-        if trouble.errno != errno.ENODEV:
+    except NetlinkError as error:
+        if error.errno != errno.ENODEV:
             raise
 
 
-def _broken(ifname: str, what: str) -> CniError:
+def _differs(ifname: str, what: str) -> CniError:
     return CniError(Code.INTERNAL, f"interface {ifname} {what}", "the pod's network is not what ADD made")
 
 
 def _allow_ipv6(ifname: str) -> None:
-    """Switch IPv6 on where a runtime left it off, and keep addresses when the interface goes down."""
+    """Enable IPv6 where the runtime disabled it, and keep addresses when the interface is set down."""
     for name in ("lo", ifname):
         setting = f"net/ipv6/conf/{name}/disable_ipv6"
         if namespaces.read_sysctl(setting) not in ("0", None):
@@ -147,10 +147,10 @@ def _allow_ipv6(ifname: str) -> None:
 
 
 def _await_unique(kernel: Netlink, link: Link, given: tuple[IP, ...]) -> None:
-    """Wait until duplicate address detection is through: a program that binds a tentative address would fail."""
+    """Wait for duplicate address detection: a program cannot bind a tentative address."""
     mine = [ip.address for ip in given if ip.address.version == 6]
     if not mine or not kernel.link(link.index).flags & _IFF_RUNNING:
-        return  # without a carrier the detection does not begin
+        return  # without a carrier detection does not start
     kernel.await_addresses(link.index, mine, _DAD_SECONDS)
     failed = [
         address.interface
@@ -166,7 +166,7 @@ def _await_unique(kernel: Netlink, link: Link, given: tuple[IP, ...]) -> None:
 
 
 def _in_order(given: Sequence[IP], routes: Iterable[Route], ifindex: int) -> list[records.Route]:
-    """Return the routes for the kernel: it takes one through a gateway only where one leads to the gateway already."""
+    """Return the routes in the order in which the kernel accepts them: those without a gateway first."""
     own: dict[int, Address] = {ip.gateway.version: ip.gateway for ip in reversed(given) if ip.gateway}
     asked = [(route, route.gw or own.get(route.dst.version)) for route in routes]
     networks = [ip.address.network for ip in given]
@@ -176,16 +176,16 @@ def _in_order(given: Sequence[IP], routes: Iterable[Route], ifindex: int) -> lis
 
 
 def _kernel_route(route: Route, via: Address | None, outside: set[Network], ifindex: int) -> records.Route:
-    """Return *route* for the kernel, on the link where it says so.
+    """Return *route* for the kernel, without a gateway when it is on the link.
 
-    It does by a scope of `link`, by 0.0.0.0 or :: as its gateway, or as the way to a gateway *outside* all networks.
+    It is by the scope `link`, by the gateway 0.0.0.0 or ::, or as the route to a gateway *outside* of all networks.
     """
-    leads_out = route.dst in outside and route.gw in (None, route.dst.network_address)
-    narrow = route.gw is None and (route.scope or 0) >= records.SCOPE_LINK
-    nowhere = via is not None and via.is_unspecified
+    to_gateway = route.dst in outside and route.gw in (None, route.dst.network_address)
+    on_link = route.gw is None and (route.scope or 0) >= records.SCOPE_LINK
+    unspecified = via is not None and via.is_unspecified
     return records.Route(
         dst=route.dst,
-        gateway=None if leads_out or narrow or nowhere else via,
+        gateway=None if to_gateway or on_link or unspecified else via,
         ifindex=ifindex,
         priority=route.priority,
         table=records.MAIN_TABLE if route.table is None else route.table,

@@ -41,9 +41,9 @@ class Config:
     dns: DNS
 
 
-@requested.remembered
+@requested.cached_for_add
 def parse(call: Call) -> Config:
-    """Read the config and what the call asks for beside it; code 7 names the key that is wrong."""
+    """Read the config and what the call requests; code 7 names the key that is wrong."""
     fields = Fields(call.config, "macvlan")
     mode = fields.text("mode") or "bridge"
     if mode not in records.MACVLAN_MODES:
@@ -67,16 +67,16 @@ def parse(call: Call) -> Config:
 
 
 def add(request: Request) -> Result:
-    """Make the interface in the pod and give it its addresses; whatever fails, it is taken back."""
+    """Create the interface in the pod and add its addresses; on an error everything is rolled back."""
     call, config = request.call, parse(request.call)
-    with netlink.open(call.netns if config.inside else None) as home, Undo() as undo:
-        made = _make(home, call, config, undo)
+    with netlink.open(call.netns if config.inside else None) as host, Undo() as undo:
+        made = _create_interface(host, call, config, undo)
         given = Result()
         if config.ipam:
-            undo.add(configure.release, request, config.ipam)
-            given = configure.ask_ipam(request, config.ipam)
+            undo.add(configure.delete_addresses, request, config.ipam)
+            given = configure.add_addresses(request, config.ipam)
         ips = tuple(replace(ip, interface=0) for ip in given.ips)
-        pod = namespaces.run_in(call.netns, lambda: _dress(call, made, ips, given, undo))
+        pod = namespaces.run_in(call.netns, lambda: _configure_in_pod(call, made, ips, given, undo))
         result = Result(
             interfaces=(Interface(pod.name, pod.mac, sandbox=call.netns),), ips=ips, routes=given.routes, dns=config.dns
         )
@@ -85,31 +85,31 @@ def add(request: Request) -> Result:
 
 
 def delete(request: Request) -> None:
-    """Remove the interface and release the addresses, each whatever the other met."""
+    """Remove the interface and release the addresses; an error of one does not keep the other from running."""
     call = request.call
-    # IPAM first: dhcp gives its lease back through the interface.
+    # IPAM first: dhcp releases its lease through the interface.
     run_all(
         f"delete {call.ifname}",
-        lambda: configure.ask_for(request),
+        lambda: configure.run_ipam(request),
         lambda: configure.remove_interface(call.netns, call.ifname),
     )
 
 
 def check(request: Request) -> None:
-    """Raise when the interface, its master, its mode, an address or a route is not what ADD answered."""
+    """Raise when the interface, its master, its mode, an address or a route is not what ADD returned."""
     call, config = request.call, parse(request.call)
-    configure.ask_for(request)
-    promised = configure.promised(call)
+    configure.run_ipam(request)
+    promised = configure.prev_result(call)
     with netlink.open(call.netns) as inside:
         pod = configure.pod_interface(inside, call, "macvlan")
         configure.verify_mac(pod, promised)
-        configure.verify(inside, pod, promised)
+        configure.verify_addresses(inside, pod, promised)
     if pod.macvlan_mode != config.mode:
         raise CniError(
             Code.INTERNAL, f"interface {call.ifname} has the mode {pod.macvlan_mode}, not {config.mode}", "make it anew"
         )
-    with netlink.open(call.netns if config.inside else None) as home:
-        master = _master(home, config)
+    with netlink.open(call.netns if config.inside else None) as host:
+        master = _master(host, config)
         if master.index != pod.parent:
             raise CniError(
                 Code.INTERNAL, f"the master of {call.ifname} is not {master.name}", "its master went away, or came anew"
@@ -120,67 +120,67 @@ def status(request: Request) -> None:
     """Raise code 50 when the master is missing, or what the IPAM plugin raises."""
     config = parse(request.call)
     if not config.inside:
-        with netlink.open() as home:
+        with netlink.open() as host:
             try:
-                _master(home, config)
+                _master(host, config)
             except CniError as cause:
                 raise CniError(Code.NOT_AVAILABLE, cause.msg, cause.details) from cause
-    configure.ask_for(request)
+    configure.run_ipam(request)
 
 
-def _make(home: Netlink, call: Call, config: Config, undo: Undo) -> str:
-    """Make the interface in the pod; return its name there, which is the asked one or one drawn at random."""
-    made = _create(home, call, config)
+def _create_interface(host: Netlink, call: Call, config: Config, undo: Undo) -> str:
+    """Create the interface in the pod; return its name there: the requested one or a random one."""
+    made = _create(host, call, config)
     undo.add(configure.remove_interface, call.netns, made)
     return made
 
 
-def _create(home: Netlink, call: Call, config: Config) -> str:
-    master = _master(home, config)
+def _create(host: Netlink, call: Call, config: Config) -> str:
+    master = _master(host, config)
     if config.mtu > master.mtu:
         raise CniError(
             Code.INVALID_CONFIG,
             f"invalid MTU {config.mtu}, must be [0, master MTU({master.mtu})]",
             f"macvlan cannot send what {master.name} cannot",
         )
-    # The kernel looks a new link's name up where it was asked, not where the link will be: a name that is busy there is
-    # refused although the pod has it free, so the link gets another one and is renamed inside.
+    # The kernel checks the name of a new link in the namespace of the request, not in that of the link. A name that is
+    # used there is refused although it is free in the pod, so the link gets a random one and is renamed inside.
     try:
-        return _create_named(home, call.ifname, master, call, config)
-    except NetlinkError as trouble:
-        if trouble.errno != errno.EEXIST:
+        return _create_named(host, call.ifname, master, call, config)
+    except NetlinkError as error:
+        if error.errno != errno.EEXIST:
             raise
-    return _create_named(home, f"macv{os.urandom(4).hex()}", master, call, config)
+    return _create_named(host, f"macv{os.urandom(4).hex()}", master, call, config)
 
 
-def _create_named(home: Netlink, name: str, master: Link, call: Call, config: Config) -> str:
+def _create_named(host: Netlink, name: str, master: Link, call: Call, config: Config) -> str:
     netns = "" if config.inside else call.netns
-    home.create_macvlan(
+    host.create_macvlan(
         name, master.index, config.mode, netns=netns, mtu=config.mtu, mac=config.mac, queue=config.queue
     )
     return name
 
 
-def _master(home: Netlink, config: Config) -> Link:
-    """Return the named master, else the interface of the default route; an error says that there is none."""
+def _master(host: Netlink, config: Config) -> Link:
+    """Return the named master, else the interface of the default route; code 7 when there is neither."""
     if config.master:
         try:
-            return home.link(config.master)
-        except NetlinkError as trouble:
-            raise trouble.with_context("macvlan: 'master'") from trouble
+            return host.link(config.master)
+        except NetlinkError as error:
+            raise error.with_context("macvlan: 'master'") from error
     for family in (4, 6):
-        for route in sorted(home.default_routes(family), key=lambda route: route.priority):
+        for route in sorted(host.default_routes(family), key=lambda route: route.priority):
             if index := route.ifindex or next((hop.ifindex for hop in route.hops), 0):
-                return home.link(index)
+                return host.link(index)
     raise CniError(Code.INVALID_CONFIG, "no default route interface found", "name the device in 'master'")
 
 
-def _dress(call: Call, made: str, ips: tuple[IP, ...], given: Result, undo: Undo) -> Link:
-    """Name the interface, set it up with what it was given; runs inside the pod's namespace."""
+def _configure_in_pod(call: Call, made: str, ips: tuple[IP, ...], given: Result, undo: Undo) -> Link:
+    """Rename the interface, add addresses and routes, set it up. Runs in the pod's network namespace."""
     with netlink.open() as pod:
         link = pod.link(made)
         if made != call.ifname:
-            undo.add(configure.remove_index, call.netns, link.index)  # the name that it was made under is gone
+            undo.add(configure.remove_index, call.netns, link.index)  # its name changes
             pod.set_link(link.index, name=call.ifname)
             link = replace(link, name=call.ifname)
         if not ips:

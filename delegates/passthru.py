@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""passthru: attaches nothing and hands on what came before. It stands at the head of an auxiliary chain."""
+"""The passthru delegate: attaches nothing and returns prevResult. It is the first plugin of an auxiliary chain."""
 
 from multus_py.cni import result as results
 from multus_py.cni.delegate import Request
@@ -21,12 +21,12 @@ def add(request: Request) -> Result:
 
 
 def delete(request: Request) -> None:
-    """There is nothing to take down."""
+    """Do nothing: nothing was attached."""
 
 
 def check(request: Request) -> None:
-    """There is nothing that could have changed."""
+    """Do nothing: nothing can have changed."""
 
 
 def status(request: Request) -> None:
-    """It is always ready."""
+    """Do nothing: an ADD always succeeds."""

@@ -92,7 +92,7 @@ def test_long_addresses_are_not_remembered():
 def test_pools_that_are_gone_are_forgotten(tmp_path):
     """What is remembered of the folders of networks is bounded, however many networks come and go."""
     for n in range(pool._FOLDERS * 3):
-        with pool.opened(tmp_path, f"network-{n}") as found:
+        with pool.locked(tmp_path, f"network-{n}") as found:
             found.holders()
     assert len(pool._seen) <= pool._FOLDERS
 

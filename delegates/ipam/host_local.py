@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host-local delegate: addresses from ranges, reserved in files on this node. The files are `pool`'s business."""
+"""The host-local delegate: addresses from ranges, reserved in files on this node (`pool`)."""
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,9 +38,9 @@ class Config:
     resolv_conf: str
 
 
-@requested.remembered
+@requested.cached_for_add
 def parse(call: Call) -> Config:
-    """Read the config and what the call asks for beside it; code 7 says what is wrong."""
+    """Read the config and what the call requests; code 7 says what is wrong."""
     fields = _ipam(call)
     sets = tuple(
         ranges.read_set(_objects(item, f"ranges[{n}]"), f"invalid range set {n}") for n, item in enumerate(_sets(call))
@@ -59,7 +59,7 @@ def parse(call: Call) -> Config:
         network=names.network(call.config.get("name"), "host-local: name"),
         sets=sets,
         wanted=_wanted(call),
-        routes=ranges.written(fields)[0],
+        routes=ranges.routes_and_dns(fields)[0],
         resolv_conf=fields.text("resolvConf"),
     )
 
@@ -70,43 +70,43 @@ def add(request: Request) -> Result:
     dns = _resolv_conf(config.resolv_conf, Path(request.root))
     mine = pool.owner(call.container_id, call.ifname)
     chosen = _assigned(config)
-    with pool.opened(_pools(request), config.network) as files, Undo() as undo:
+    with pool.locked(_pools(request), config.network) as files, Undo() as undo:
         held = files.holders()
-        # Read, not remembered: who is refused for nothing would be refused again and again.
+        # Read from the file, not from memory: a wrong refusal would repeat itself.
         own = [name for name, holder in held.items() if holder == mine == files.holder(name)]
         _refuse_second(own, config, chosen, mine)
         taken = {name for name, holder in held.items() if holder}
         given = []
         for n, found in enumerate(config.sets):
             wanted = chosen[n]
-            item = _asked(found, wanted) if wanted else _next(found, files.last(n), taken)
+            item = _requested(found, wanted) if wanted else _next(found, files.last(n), taken)
             _reserve(files, item, n, mine)
             undo.add(files.release, mine, [item.address.ip], 1)
-            files.remember(n, item.address.ip)
+            files.set_last(n, item.address.ip)
             given.append(item)
         undo.keep()
     return Result(ips=tuple(IP(item.address, item.gateway) for item in given), routes=config.routes, dns=dns)
 
 
 def delete(request: Request) -> None:
-    """Free every address of this interface of this container; none is success, and so is a pool that never was.
+    """Release every address of this interface of this container; none is success, and so is a pool that does not exist.
 
-    A config that ADD refused is good enough: only its name and `dataDir` are needed.
+    Of the config only the name and `dataDir` are needed, so that one that ADD refused is accepted.
     """
     call = request.call
     pools, network = _pools(request), names.network(call.config.get("name"), "host-local: name")
     if not pool.exists(pools, network):
         return
     hints, enough = _hints(call)
-    with pool.opened(pools, network) as files:
+    with pool.locked(pools, network) as files:
         if not files.release(pool.owner(call.container_id, call.ifname), hints, enough):
-            files.release(call.container_id)  # how the executable wrote its files before it knew of interfaces
+            files.release(call.container_id)  # files of old versions of the executable have no interface
 
 
 def check(request: Request) -> None:
     """Raise when no address is reserved for this interface of this container."""
     call, config = request.call, parse(request.call)
-    with pool.opened(_pools(request), config.network) as files:
+    with pool.locked(_pools(request), config.network) as files:
         if not {pool.owner(call.container_id, call.ifname), call.container_id} & set(files.owners().values()):
             raise CniError(
                 Code.INTERNAL,
@@ -119,7 +119,7 @@ def status(request: Request) -> None:
     """Raise when the config is wrong or the pool's folder cannot be used."""
     config = parse(request.call)
     try:
-        with pool.opened(_pools(request), config.network):
+        with pool.locked(_pools(request), config.network):
             pass
     except CniError as cause:
         raise CniError(Code.NOT_AVAILABLE, cause.msg, cause.details) from cause
@@ -136,12 +136,12 @@ def _ipam(call: Call) -> Fields:
 
 
 def _pools(request: Request) -> Path:
-    """Return the folder of all pools as it is seen from here."""
+    """Return the folder of all pools as this process sees it."""
     return host_root.within(Path(request.root), _ipam(request.call).text("dataDir") or DATA_DIR)
 
 
 def _sets(call: Call) -> list[Any]:
-    """Return the sets as they are written: the runtime's first, then the flat keys', then `ranges`."""
+    """Return the sets of the config: the runtime's first, then that of the flat keys, then `ranges`."""
     fields = _ipam(call)
     flat = {key: fields.get(key) for key in _RANGE_KEYS if fields.get(key) is not None}
     asked = requested.runtime(call).get("ipRanges") or []
@@ -158,7 +158,7 @@ def _objects(value: Any, where: str) -> Sequence[Mapping[str, Any]]:
 
 
 def _wanted(call: Call) -> tuple[Address, ...]:
-    """Return the addresses asked for: in CNI_ARGS, args.cni and by the runtime. A prefix length may follow them."""
+    """Return the requested addresses: of CNI_ARGS, args.cni and runtimeConfig. A prefix length is ignored."""
     texts = [
         *([call.arg("IP")] if call.arg("IP") else []),
         *(requested.cni_args(call).texts("ips") or ()),
@@ -181,12 +181,12 @@ def _resolv_conf(path: str, root: Path) -> DNS:
         raise CniError(Code.IO, f"cannot read resolvConf {path}: {cause.strerror}", "see 'resolvConf'") from cause
     lines = text.decode(errors="replace").splitlines()
     words = [line.split() for line in lines if not line.lstrip().startswith(("#", ";"))]
-    said = [(item[0], item[1:]) for item in words if len(item) > 1]
+    settings = [(item[0], item[1:]) for item in words if len(item) > 1]
     return DNS(
-        nameservers=tuple(values[0] for key, values in said if key == "nameserver"),
-        domain=next((values[0] for key, values in reversed(said) if key == "domain"), ""),
-        search=tuple(value for key, values in said if key == "search" for value in values),
-        options=tuple(value for key, values in said if key == "options" for value in values),
+        nameservers=tuple(values[0] for key, values in settings if key == "nameserver"),
+        domain=next((values[0] for key, values in reversed(settings) if key == "domain"), ""),
+        search=tuple(value for key, values in settings if key == "search" for value in values),
+        options=tuple(value for key, values in settings if key == "options" for value in values),
     )
 
 
@@ -194,7 +194,7 @@ def _resolv_conf(path: str, root: Path) -> DNS:
 
 
 def _assigned(config: Config) -> dict[int, Address | None]:
-    """Return which wanted address is for which set; code 7 when one is for none. One set gives one address."""
+    """Return the requested address of each set; code 7 when one is in no set. Each set gives one address."""
     left = list(config.wanted)
     chosen: dict[int, Address | None] = {}
     for n, found in enumerate(config.sets):
@@ -211,7 +211,7 @@ def _assigned(config: Config) -> dict[int, Address | None]:
 
 
 def _refuse_second(own: Sequence[str], config: Config, chosen: Mapping[int, Address | None], mine: str) -> None:
-    """Raise when the interface has an address already in a set from which any address would do."""
+    """Raise when the interface has an address in a set from which no address is requested."""
     for n, found in enumerate(config.sets):
         for item in [ranges.address(name, "reservation") for name in own]:
             if chosen[n] is None and ranges.holder(found, item):
@@ -223,7 +223,7 @@ def _refuse_second(own: Sequence[str], config: Config, chosen: Mapping[int, Addr
 
 
 def _reserve(files: Pool, item: Candidate, n: int, mine: str) -> None:
-    """Write a reservation down; code 11 when somebody else has the address."""
+    """Write a reservation; code 11 when another interface has the address."""
     if not files.reserve(item.address.ip, mine):
         raise CniError(
             Code.TRY_AGAIN,
@@ -232,8 +232,8 @@ def _reserve(files: Pool, item: Candidate, n: int, mine: str) -> None:
         )
 
 
-def _asked(found: RangeSet, wanted: Address) -> Candidate:
-    """Return the wanted address as the range that holds it gives it; code 7 for the gateway's own."""
+def _requested(found: RangeSet, wanted: Address) -> Candidate:
+    """Return the requested address with prefix and gateway of its range; code 7 for the gateway's own."""
     part = ranges.holder(found, wanted)
     if part is None or wanted == part.gateway:
         raise CniError(Code.INVALID_CONFIG, f"requested ip {wanted} is subnet's gateway", "ask for another one")
@@ -247,15 +247,15 @@ def _next(found: RangeSet, last: Address | None, taken: Container[str]) -> Candi
             return item
     raise CniError(
         Code.TRY_AGAIN,
-        f"no IP addresses available in range set: {_told(found)}",
+        f"no IP addresses available in range set: {_text(found)}",
         "delete pods of this network, or give it a larger range",
     )
 
 
 def _hints(call: Call) -> tuple[list[Address], int]:
-    """Return the addresses that prevResult names in our sets, most likely those to free, and how many ADD gave.
+    """Return the addresses of prevResult in our sets, which are probably those to release, and how many ADD reserved.
 
-    Without a usable prevResult or config there is no hint: every reservation is looked at.
+    Without a usable prevResult or config there are none: every reservation is read.
     """
     body = call.config.get("prevResult")
     try:
@@ -267,5 +267,5 @@ def _hints(call: Call) -> tuple[list[Address], int]:
     return named, len(sets)
 
 
-def _told(found: RangeSet) -> str:
+def _text(found: RangeSet) -> str:
     return ",".join(str(part) for part in found)

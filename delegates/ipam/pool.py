@@ -2,11 +2,11 @@
 """One network's reservations on disk, in the layout of the host-local executable: both may use one pool.
 
     <dataDir>/<network>/
-        192.0.2.7             who has it: "<container id>\\r\\n<interface>"
-        last_reserved_ip.0    where the search in range set 0 goes on
-        lock                  held (flock) by whoever reads or writes the others
+        192.0.2.7             the owner: "<container id>\\r\\n<interface>"
+        last_reserved_ip.0    where the search in range set 0 continues
+        lock                  flock: held while the others are read or written
 
-The file system is the lock and the record. Everything here holds the lock.
+Every function here needs the lock.
 """
 
 import errno
@@ -23,14 +23,14 @@ from multus_py.cni.errors import CniError, Code
 from multus_py.cni.result import Address
 
 _LAST = "last_reserved_ip."
-_NEW = ".reserving"  # what is being written: no address, so the executable takes it for nothing
+_NEW = ".reserving"  # a file that is being written: its name is no address, so the executable ignores it
 _NOT_ADDRESSES = (".", _LAST, "lock")
-_IN_THE_WAY = "nobody\n"  # who has an address under whose name no regular file lies: no owner reads like this
-# The folder is named by whoever writes the config: a link in it leads nowhere, a pipe is not waited for.
+_IN_THE_WAY = "nobody\n"  # the owner of an address whose name is no regular file: no real owner has this form
+# The config names the folder: symbolic links in it are not followed, and named pipes do not block.
 _PLAIN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _OWNER_MAX = 4096  # bytes: a container id and an interface have far less
-# By a folder's device and inode: by an address's file, its inode and who was read in it.
-_seen: dict[tuple[int, int], dict[str, tuple[int, str]]] = {}  # the last of `_FOLDERS`, the one used last at the end
+# Folder (device and inode) -> file of an address -> its inode and the owner that was read.
+_seen: dict[tuple[int, int], dict[str, tuple[int, str]]] = {}  # at most `_FOLDERS`, the most recently used last
 _FOLDERS = 256
 _remembering = threading.Lock()
 
@@ -42,9 +42,9 @@ class Pool:
         self._folder = folder
 
     def reserve(self, wanted: Address, owner: str) -> bool:
-        """Write that *owner* has *wanted*; False when somebody else has it.
+        """Reserve *wanted* for *owner*; False when another owner has it.
 
-        The file gets its name when it is whole, so that a process killed at any point leaves no address without owner.
+        The file is renamed when it is complete, so that a killed process leaves no address without owner.
         """
         name = str(wanted)
         if self.holder(name):
@@ -54,13 +54,12 @@ class Pool:
         return True
 
     def holders(self) -> dict[str, str]:
-        """Return `owners`, without reading every file again for each pod: a file that stayed is taken for unchanged.
+        """Return `owners` without reading every file again: a file with the same inode is taken for unchanged.
 
-        Where a file system gives the same inode to the next file of a name, what is said of that one may be old:
-        `holder` reads it.
+        Where a file system reuses the inode for the next file of a name, the owner may be outdated: `holder` reads it.
         """
-        told = os.fstat(self._folder)
-        folder = (told.st_dev, told.st_ino)
+        status = os.fstat(self._folder)
+        folder = (status.st_dev, status.st_ino)
         before, now = _seen.get(folder, {}), {}
         for name, inode in self._files():
             known = before.get(name)
@@ -91,10 +90,10 @@ class Pool:
         """Return where the last search in range set *n* ended, None when nothing readable says."""
         return _address(self.holder(f"{_LAST}{n}"))
 
-    def remember(self, n: int, given: Address) -> None:
-        """Write where the search in range set *n* ended; whoever is killed here makes the next begin in front."""
-        # Written over what was there: a file that is emptied first is brought to the disk at once (ext4(5),
-        # auto_da_alloc), which takes longer than all the rest of the reservation.
+    def set_last(self, n: int, given: Address) -> None:
+        """Write where the search in range set *n* ended; after a kill here the next search starts at the beginning."""
+        # Overwritten, not truncated: ext4 writes a truncated file to disk at once (ext4(5), auto_da_alloc), which takes
+        # longer than the rest of the reservation.
         self._write(f"{_LAST}{n}", str(given), anew=False)
 
     def _files(self) -> list[tuple[str, int]]:
@@ -109,7 +108,7 @@ class Pool:
         return True
 
     def holder(self, name: str) -> str:
-        """Return who is written in the file of an address; "" when it is missing or empty."""
+        """Return the owner in the file of an address; "" when the file does not exist or is empty."""
         flags = os.O_RDONLY | _PLAIN
         try:
             file = os.open(name, flags, dir_fd=self._folder)
@@ -139,8 +138,8 @@ class Pool:
 
 
 @contextmanager
-def opened(data_dir: Path, network: str) -> Iterator[Pool]:
-    """Lock the pool of *network* for the time of the block; its folder is made. Code 5 when the disk will not."""
+def locked(data_dir: Path, network: str) -> Iterator[Pool]:
+    """Lock the pool of *network* for the time of the block; its folder is created. Code 5 for an I/O error."""
     path = data_dir / network
     try:
         folder = _folder(path)
@@ -160,7 +159,7 @@ def opened(data_dir: Path, network: str) -> Iterator[Pool]:
 
 
 def _folder(path: Path) -> int:
-    """Open the folder of a network; made when it is missing, once in its life."""
+    """Open the folder of a network; it is created when it does not exist."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     try:
         return os.open(path, flags)
@@ -175,7 +174,7 @@ def exists(data_dir: Path, network: str) -> bool:
 
 
 def owner(container_id: str, ifname: str) -> str:
-    """Return what stands in the file of an address."""
+    """Return the content of an address's file."""
     return f"{container_id.strip()}\r\n{ifname}"
 
 

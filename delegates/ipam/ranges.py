@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranges of addresses to hand out, and the order in which they are tried. Nothing here touches a disk."""
+"""Ranges of addresses, and the order in which addresses are tried. No file is read here."""
 
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from multus_py.cni.result import read as read_result
 
 @dataclass(frozen=True)
 class Range:
-    """Addresses *start* to *end*, both included, of a subnet; the gateway's own is never handed out."""
+    """Addresses *start* to *end*, both included, of a subnet; the gateway's own is never assigned."""
 
     subnet: Network
     start: Address
@@ -47,39 +47,39 @@ class Candidate:
 
 
 def address(text: str, what: str) -> Address:
-    """Read an address; an IPv4 one in IPv6 clothes (`::ffff:192.0.2.1`) is an IPv4 one, as Go has it."""
+    """Read an address; an IPv4-mapped one (`::ffff:192.0.2.1`) is an IPv4 address, as in Go."""
     try:
-        read = read_address(text)
+        read_range = read_address(text)
     except ValueError as cause:
         raise CniError(Code.INVALID_CONFIG, f"{what}: cannot understand ip {text!r:.80}", "an address") from cause
-    return _plain(read)
+    return _plain(read_range)
 
 
 def cidr(text: str, what: str) -> Cidr:
     """Read an address with its prefix length."""
     try:
-        read = read_cidr(text)
+        read_range = read_cidr(text)
     except ValueError as cause:
         raise CniError(
             Code.INVALID_CONFIG, f"{what}: {text!r:.80} is not in CIDR notation", "an address and its prefix length"
         ) from cause
-    if read.version == 6 and read.network.prefixlen >= 96 and (mapped := read.ip.ipv4_mapped):
-        return ipaddress.ip_interface((mapped, read.network.prefixlen - 96))
-    return read
+    if read_range.version == 6 and read_range.network.prefixlen >= 96 and (mapped := read_range.ip.ipv4_mapped):
+        return ipaddress.ip_interface((mapped, read_range.network.prefixlen - 96))
+    return read_range
 
 
-def written(ipam: Fields) -> tuple[tuple[Route, ...], DNS]:
-    """Return the routes and the name servers that an `ipam` object names; code 7 says which key is wrong."""
+def routes_and_dns(ipam: Fields) -> tuple[tuple[Route, ...], DNS]:
+    """Return the routes and DNS settings of an `ipam` object; code 7 says which key is wrong."""
     try:
-        said = read_result({"routes": ipam.get("routes"), "dns": ipam.get("dns")}, "1.1.0")
+        result = read_result({"routes": ipam.get("routes"), "dns": ipam.get("dns")}, "1.1.0")
     except InvalidResult as cause:
         raise CniError(
             Code.INVALID_CONFIG, f"{ipam.where}: {cause.why}", 'a route is as {"dst": "10.1.0.0/16", "gw": "10.9.0.1"}'
         ) from cause
-    return said.routes, said.dns
+    return result.routes, result.dns
 
 
-def read(body: Mapping[str, Any], where: str) -> Range:
+def read_range(body: Mapping[str, Any], where: str) -> Range:
     """Read one range; code 7 says what is wrong with it. The gateway is the first address unless it is named."""
     fields = Fields(body, where)
     subnet = _subnet(fields, where)
@@ -101,10 +101,10 @@ def read(body: Mapping[str, Any], where: str) -> Range:
 
 
 def read_set(items: Sequence[Mapping[str, Any]], where: str) -> RangeSet:
-    """Read a set of ranges: of one family, apart from each other."""
+    """Read a set of ranges: of one family, without overlap."""
     if not items:
         raise _refused(where, "empty range set")
-    found = tuple(read(item, f"{where}[{n}]") for n, item in enumerate(items))
+    found = tuple(read_range(item, f"{where}[{n}]") for n, item in enumerate(items))
     if len({part.subnet.version for part in found}) > 1:
         raise _refused(where, "mixed address families")
     for n, part in enumerate(found):
@@ -128,7 +128,7 @@ def holder(ranges: RangeSet, wanted: Address) -> Range | None:
 
 
 def candidates(ranges: RangeSet, last: Address | None) -> Iterator[Candidate]:
-    """Yield every address of the set once, from the one after *last* on and round to it; the gateways' are left out."""
+    """Yield every address of the set once, starting after *last* and wrapping around; the gateways' are left out."""
     at = next((n for n, part in enumerate(ranges) if last and part.holds(last)), None)
     if at is None or last is None:
         spans = [(part, int(part.start), int(part.end)) for part in ranges]
@@ -151,8 +151,8 @@ def candidate(part: Range, wanted: Address) -> Candidate:
     return Candidate(ipaddress.ip_interface((wanted, part.subnet.prefixlen)), part.gateway)
 
 
-def _plain(read: Address) -> Address:
-    return read.ipv4_mapped or read if isinstance(read, ipaddress.IPv6Address) else read
+def _plain(read_range: Address) -> Address:
+    return read_range.ipv4_mapped or read_range if isinstance(read_range, ipaddress.IPv6Address) else read_range
 
 
 def _subnet(fields: Fields, where: str) -> Network:

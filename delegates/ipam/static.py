@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The static delegate: the addresses that the config, the pod or the runtime names. It keeps nothing."""
+"""The static delegate: the addresses that the config, the pod or the runtime names. It stores nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ class Config:
     dns: DNS
 
 
-@requested.remembered
+@requested.cached_for_add
 def parse(call: Call) -> Config:
-    """Read the config and what the call asks for beside it; code 7 says what is wrong."""
+    """Read the config and what the call requests; code 7 says what is wrong."""
     fields = Fields(call.config, "config")
     if fields.get("ipam") is None:
         raise CniError(Code.INVALID_CONFIG, "IPAM config missing 'ipam' key", "add 'ipam' with its addresses")
@@ -43,17 +43,17 @@ def parse(call: Call) -> Config:
             f"CNI version {call.version} does not support more than 1 address per family",
             "use cniVersion 0.3.0 or newer",
         )
-    return Config(ips, *ranges.written(ipam))
+    return Config(ips, *ranges.routes_and_dns(ipam))
 
 
 def add(request: Request) -> Result:
-    """Return the addresses, routes and name servers as they are written."""
+    """Return the addresses, routes and DNS settings of the config."""
     config = parse(request.call)
     return Result(ips=config.ips, routes=config.routes, dns=config.dns)
 
 
 def delete(request: Request) -> None:
-    """Do nothing: no address was taken from anybody."""
+    """Do nothing: no address was reserved."""
 
 
 def check(request: Request) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sriov delegate: a virtual function of a NIC for one pod, under a lease that lasts until DEL is confirmed."""
+"""The sriov delegate: a virtual function of a NIC for one pod, with a lease until DEL succeeded."""
 
 import errno
 import logging
@@ -20,7 +20,7 @@ from multus_py.config import delegate_schema
 from multus_py.delegates import announce, configure, requested
 from multus_py.delegates.sriov import takeover, virtual_function
 from multus_py.delegates.sriov.leases import Lease, Leases, Owner, Slot, boot_id
-from multus_py.delegates.sriov.takeover import Kept
+from multus_py.delegates.sriov.takeover import SavedState
 from multus_py.delegates.sriov.virtual_function import Before, Function
 from multus_py.kernel import namespaces, netlink, records
 from multus_py.kernel.errors import NetlinkError, NoNamespace
@@ -57,7 +57,7 @@ class Config:
     dns: DNS
 
     def wanted(self, now: VirtualFunction) -> dict[str, Any]:
-        """Return what each attribute is to be; a rate that is not mentioned stays as it is *now*."""
+        """Return the value of each attribute; a rate that is not configured stays as it is *now*."""
         least = now.rates[0] if self.min_tx_rate is None else self.min_tx_rate
         most = now.rates[1] if self.max_tx_rate is None else self.max_tx_rate
         return {
@@ -69,9 +69,9 @@ class Config:
         }
 
 
-@requested.remembered
+@requested.cached_for_add
 def parse(call: Call) -> Config:
-    """Read the config and what the call asks for beside it; code 7 names the key that is wrong."""
+    """Read the config and what the call requests; code 7 names the key that is wrong."""
     fields = Fields(call.config, "sriov")
     least, most = _rate(fields, "min_tx_rate"), _rate(fields, "max_tx_rate")
     if least and most and least > most:
@@ -98,18 +98,18 @@ def parse(call: Call) -> Config:
 
 
 def add(request: Request) -> Result:
-    """Lease the function, set it as asked, send its interface to the pod, and give that its addresses."""
+    """Lease the function, configure it, move its interface to the pod, and add the addresses."""
     call, config = request.call, parse(request.call)
     with Undo() as undo:
-        function, mac = _take(call, config, undo)
+        function, mac = _lease_and_move(call, config, undo)
         given = Result()
         if config.ipam:
-            undo.add(configure.release, request, config.ipam)
-            given = configure.ask_ipam(request, config.ipam)
+            undo.add(configure.delete_addresses, request, config.ipam)
+            given = configure.add_addresses(request, config.ipam)
         ips = tuple(replace(ip, interface=0) for ip in given.ips)
         mtu = function.physical.mtu
-        if not function.for_program:
-            link = namespaces.run_in(call.netns, lambda: _dress(call, config, function, ips, given))
+        if not function.has_program_driver:
+            link = namespaces.run_in(call.netns, lambda: _configure_in_pod(call, config, function, ips, given))
             mac, mtu = link.mac, link.mtu
         interface = Interface(call.ifname, mac, mtu, call.netns, pci_id=function.address)
         result = Result(interfaces=(interface,), ips=ips, routes=given.routes, dns=_dns(config, given))
@@ -118,37 +118,37 @@ def add(request: Request) -> Result:
 
 
 def delete(request: Request) -> None:
-    """Release the addresses and give the function back, each whatever the other met."""
+    """Release the addresses and the function; an error of one does not keep the other from running."""
     call = request.call
-    # IPAM first: dhcp gives its lease back through the interface.
-    run_all(f"delete {call.ifname}", lambda: configure.ask_for(request), lambda: _give_back(call))
+    # IPAM first: dhcp releases its lease through the interface.
+    run_all(f"delete {call.ifname}", lambda: configure.run_ipam(request), lambda: _release_function(call))
 
 
 def check(request: Request) -> None:
     """Raise when the lease, the interface, an attribute, an address or a route is not what ADD left."""
     call, config = request.call, parse(request.call)
-    configure.ask_for(request)
-    promised = configure.promised(call)
+    configure.run_ipam(request)
+    promised = configure.prev_result(call)
     leases = Leases(Path(config.data_dir))
     if config.device not in leases.of(_owner(call)):
-        raise _broken(call, f"has no lease of {config.device or 'a function'}")
+        raise _differs(call, f"has no lease of {config.device or 'a function'}")
     with netlink.open() as host:
         function = virtual_function.find(host, BUS, config.device)
         _verify(call, config, function, function.now(host))
-    if function.for_program:
+    if function.has_program_driver:
         return
     with netlink.open(call.netns) as inside:
         link = inside.find_link(call.ifname)
         if link is None or link.device != function.address:
-            raise _broken(call, f"is not the interface of {function}")
+            raise _differs(call, f"is not the interface of {function}")
         configure.verify_mac(link, promised)
-        configure.verify(inside, link, promised)
+        configure.verify_addresses(inside, link, promised)
 
 
 def status(request: Request) -> None:
-    """Raise when the IPAM plugin could not serve an ADD; which functions are free is the device plugin's business."""
+    """Raise when the IPAM plugin could not serve an ADD; which functions are free is for the device plugin to know."""
     parse(request.call)
-    configure.ask_for(request)
+    configure.run_ipam(request)
 
 
 # --- the config ------------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def _refused(why: str, details: str) -> CniError:
     return CniError(Code.INVALID_CONFIG, f"sriov: {why}", details)
 
 
-def _broken(call: Call, what: str) -> CniError:
+def _differs(call: Call, what: str) -> CniError:
     return CniError(Code.INTERNAL, f"interface {call.ifname} {what}", "the pod's network is not what ADD made")
 
 
@@ -170,7 +170,7 @@ def _device(call: Call, fields: Fields) -> str:
 
 
 def _vlan(fields: Fields) -> tuple[int, int, int]:
-    """Return id, priority and protocol of the VLAN; a function without one is put into none, whoever had it before."""
+    """Return id, priority and protocol of the VLAN; without one the function's VLAN is cleared."""
     vid, qos = fields.number("vlan"), fields.number("vlanQoS")
     protocol = fields.text("vlanProto").lower() or "802.1q"
     if vid > _VLAN_MAX:
@@ -205,7 +205,7 @@ def _verify(call: Call, config: Config, function: Function, now: VirtualFunction
     wanted = {**config.wanted(now), "mac": config.mac or None}
     for attribute, value in wanted.items():
         if value is not None and value != (held := getattr(now, attribute)):
-            raise _broken(call, f"has {attribute} {held}, not {value}, on {function}")
+            raise _differs(call, f"has {attribute} {held}, not {value}, on {function}")
 
 
 def _dns(config: Config, given: Result) -> DNS:
@@ -216,20 +216,20 @@ def _owner(call: Call) -> Owner:
     return Owner(call.container_id, call.ifname, call.netns)
 
 
-# --- taking a function -----------------------------------------------------------------------------------------------
+# --- ADD -----------------------------------------------------------------------------------------------
 
 
-def _take(call: Call, config: Config, undo: Undo) -> tuple[Function, str]:
-    """Lease the function, set it and send it off; return it and its hardware address ("" while nobody has given one).
+def _lease_and_move(call: Call, config: Config, undo: Undo) -> tuple[Function, str]:
+    """Lease the function, configure it and move it; return it and its hardware address ("" when none is set).
 
-    All of it is one decision about the device, under its lock.
+    All steps run under the lock of the device.
     """
     with netlink.open() as host, Leases(Path(config.data_dir)).hold(config.device) as slot:
         function = virtual_function.find(host, BUS, config.device)
         _make_free(host, slot, _owner(call))
-        link = _at_home(host, function)
-        before = _unmarked(virtual_function.read(host, function, link))
-        undo.add(_give_back, call)
+        link = _host_link(host, function)
+        before = _without_mark(virtual_function.read(host, function, link))
+        undo.add(_release_function, call)
         slot.write(Lease(function.address, _owner(call), before.to_json(), boot_id()))
         if link:
             host.set_link(link.index, up=False, alias=_mark(before.name, call))
@@ -237,32 +237,32 @@ def _take(call: Call, config: Config, undo: Undo) -> tuple[Function, str]:
         if config.mac:
             virtual_function.set_mac(host, function, link, config.mac)
         if link:
-            virtual_function.send(host, function, link, call.netns)
+            virtual_function.move(host, function, link, call.netns)
         mac = config.mac or before.function.mac
     return function, "" if mac == NO_MAC else mac
 
 
 def _make_free(host: Netlink, slot: Slot, owner: Owner) -> None:
-    """See that nobody uses the function; what an owner whose namespace is gone has left is put in order first."""
+    """Raise when the function is in use; one whose owner's namespace was removed is restored first."""
     lease = slot.lease
     if lease is None:
-        if slot.foreign and _lives(slot.foreign):
-            raise _taken(slot.device, f"the namespace {slot.foreign}")
+        if slot.foreign and _exists(slot.foreign):
+            raise _in_use(slot.device, f"the namespace {slot.foreign}")
         return
-    if not lease.owner.same(owner) and lease.boot == boot_id() and _lives(lease.owner.netns):
-        raise _taken(slot.device, f"{lease.owner.ifname} of container {lease.owner.container_id}")
+    if not lease.owner.same(owner) and lease.boot == boot_id() and _exists(lease.owner.netns):
+        raise _in_use(slot.device, f"{lease.owner.ifname} of container {lease.owner.container_id}")
     _restore(host, lease, lease.owner.netns)
     slot.clear()
 
 
-def _taken(device: str, whom: str) -> CniError:
+def _in_use(device: str, whom: str) -> CniError:
     return CniError(
         Code.TRY_AGAIN, f"pci address {device} is already allocated to {whom}", "it is free after that one's DEL"
     )
 
 
-def _lives(netns: str) -> bool:
-    """Tell whether a namespace is still there."""
+def _exists(netns: str) -> bool:
+    """Tell whether a namespace exists."""
     try:
         netlink.open(netns).close()
     except NoNamespace:
@@ -270,49 +270,49 @@ def _lives(netns: str) -> bool:
     return True
 
 
-def _at_home(host: Netlink, function: Function) -> Link | None:
-    """Return the function's interface, None when a program drives it; an error when it is neither here nor there."""
-    if function.for_program:
+def _host_link(host: Netlink, function: Function) -> Link | None:
+    """Return the function's interface, None with a user space driver; an error when it is in another namespace."""
+    if function.has_program_driver:
         return None
     if not function.driver:
         raise CniError(Code.INVALID_CONFIG, f"{function} has no driver", "load its driver, or bind it to vfio-pci")
     link = host.device(function.address)
     if link is None:
-        raise _taken(function.address, "somebody without a lease: its interface is in another namespace")
+        raise _in_use(function.address, "somebody without a lease: its interface is in another namespace")
     return link
 
 
 def _mark(name: str, call: Call) -> str:
-    """Return the alias of an interface in a pod: its own name and its owner, should the lease get lost."""
+    """Return the alias of an interface in a pod: its original name and its owner, in case the lease is lost."""
     return ":".join((_MARK, name, call.container_id, call.ifname))
 
 
-def _unmarked(before: Before) -> Before:
-    """Return what was before, with the own name of an interface that came back without its lease."""
+def _without_mark(before: Before) -> Before:
+    """Return the state with the original name of an interface that came back without its lease."""
     mark, _, rest = before.alias.partition(":")
-    return replace(before, name=_own_name(rest, before.name), alias="") if mark == _MARK and rest else before
+    return replace(before, name=_original_name(rest, before.name), alias="") if mark == _MARK and rest else before
 
 
-def _own_name(marked: str, there: str) -> str:
-    """Return the own name in a mark, which a pod may have written; *there*, the present one, for what is no name."""
+def _original_name(marked: str, current: str) -> str:
+    """Return the original name in a mark, which a pod may have written; *current* when it is no valid name."""
     name = marked.partition(":")[0]
-    return there if names.interface_problem(name) else name
+    return current if names.interface_problem(name) else name
 
 
-def _dress(call: Call, config: Config, function: Function, ips: tuple[IP, ...], given: Result) -> Link:
-    """Name the interface, set it up with what it was given, tell the link of it; runs inside the pod's namespace."""
+def _configure_in_pod(call: Call, config: Config, function: Function, ips: tuple[IP, ...], given: Result) -> Link:
+    """Rename the interface, add addresses and routes, announce them. Runs in the pod's network namespace."""
     with netlink.open() as pod:
         link = pod.device(function.address)
         if link is None:
             raise CniError(Code.INTERNAL, f"the interface of {function} did not arrive in {call.netns}")
         try:
             pod.set_link(link.index, name=call.ifname)
-        except NetlinkError as trouble:
-            if trouble.errno != errno.EEXIST:
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
                 raise
             raise CniError(
                 Code.INTERNAL, f"interface {call.ifname} exists already in {call.netns}", "choose another name"
-            ) from trouble
+            ) from error
         for setting in ("ipv4/conf/{}/arp_notify", "ipv6/conf/{}/ndisc_notify", "ipv6/conf/{}/optimistic_dad"):
             namespaces.write_sysctl("net/" + setting.format(call.ifname), "1")
         pod.set_link(link.index, up=True)
@@ -328,21 +328,21 @@ def _dress(call: Call, config: Config, function: Function, ips: tuple[IP, ...], 
 def _announce(link: Link, ips: tuple[IP, ...]) -> None:
     try:
         announce.announce(link.name, link.mac, [ip.address.ip for ip in ips])
-    except OSError as trouble:  # neighbours learn it a little later, from the first packet
-        log.warning("addresses of %s were not announced: %s", link.name, trouble)
+    except OSError as error:  # neighbours learn it from the first packet
+        log.warning("addresses of %s were not announced: %s", link.name, error)
 
 
-# --- giving it back --------------------------------------------------------------------------------------------------
+# --- DEL --------------------------------------------------------------------------------------------------
 
 
-def _give_back(call: Call) -> None:
+def _release_function(call: Call) -> None:
     """Give back what the attachment of *call* holds; what it does not hold is somebody else's, or free already."""
     fields = Fields(call.config, "sriov")
     leases = Leases(Path(fields.text("dataDir") or DATA_DIR))
     owner = _owner(call)
     if devices := leases.of(owner):
         run_all("give back", *(partial(_return, leases, device, owner) for device in devices))
-    elif kept := takeover.read(leases.folder, owner):
+    elif kept := takeover.read_saved(leases.folder, owner):
         _return_kept(leases, kept, owner)
     elif device := _device(call, fields):
         with netlink.open() as host, leases.hold(device) as slot:
@@ -357,11 +357,11 @@ def _return(leases: Leases, device: str, owner: Owner) -> None:
             slot.clear()
 
 
-def _return_kept(leases: Leases, kept: Kept, owner: Owner) -> None:
+def _return_kept(leases: Leases, kept: SavedState, owner: Owner) -> None:
     """Give back what sriov-cni gave away, unless somebody else has it by now."""
     with netlink.open() as host, leases.hold(kept.device) as slot:
         netns = slot.foreign
-        if slot.lease is None and (netns in ("", owner.netns) or not _lives(netns)):
+        if slot.lease is None and (netns in ("", owner.netns) or not _exists(netns)):
             virtual_function.restore(host, BUS, kept.device, kept.before, owner.netns or netns)
             slot.clear()
         kept.path.unlink(missing_ok=True)
@@ -393,7 +393,7 @@ def _recover(host: Netlink, slot: Slot, call: Call) -> None:
     )
     log.warning("the lease of %s was lost: it is given back with the attributes of a new function", function)
     virtual_function.restore(
-        host, BUS, slot.device, Before(fresh, _own_name(rest, link.name), link.mac, link.mtu), call.netns
+        host, BUS, slot.device, Before(fresh, _original_name(rest, link.name), link.mac, link.mtu), call.netns
     )
     slot.clear()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions that sriov-cni gave away before this node was switched over: its own file per attachment, read at DEL."""
+"""Functions that sriov-cni attached before this node was switched over: its file per attachment, read at DEL."""
 
 import json
 import logging
@@ -23,28 +23,28 @@ _WIDE = (0x88A8, 0xA888)  # 802.1ad; its netlink library has had the number in e
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What sriov-cni's file tells: the device, and how it was before."""
+class SavedState:
+    """The content of sriov-cni's file: the device and its original state."""
 
     path: Path
     device: str
     before: Before
 
 
-def read(folder: Path, owner: Owner) -> Kept | None:
-    """Return what `<folder>/<container id>-<interface>` tells; None when there is none, or none that can be read."""
+def read_saved(folder: Path, owner: Owner) -> SavedState | None:
+    """Read `<folder>/<container id>-<interface>`; None when it does not exist or cannot be read."""
     path = folder / f"{owner.container_id}-{owner.ifname}"
     try:
         body = json.loads(small_files.read_regular(path, _SIZE_MAX))
         return _kept(path, body) if isinstance(body, Mapping) else None
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, CniError) as trouble:
-        log.warning("%s cannot be read, what it tells of is left as it is: %s", path, trouble)
+    except (OSError, ValueError, CniError) as error:
+        log.warning("%s cannot be read, what it tells of is left as it is: %s", path, error)
         return None
 
 
-def _kept(path: Path, body: Mapping[str, Any]) -> Kept | None:
+def _kept(path: Path, body: Mapping[str, Any]) -> SavedState | None:
     fields = Fields(body, str(path))
     device = fields.text("deviceID").lower()
     state = Fields(fields.table("OrigVfState"), f"{path}: OrigVfState")
@@ -66,4 +66,4 @@ def _kept(path: Path, body: Mapping[str, Any]) -> Kept | None:
     if name:
         names.interface(name, f"{path}: HostIFName")
     before = Before(function, name, state.text("EffectiveMAC"))
-    return Kept(path, device, before) if ADDRESS.match(device) else None
+    return SavedState(path, device, before) if ADDRESS.match(device) else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One virtual function of an SR-IOV NIC: find it, change it, send its interface to a pod, and make all as it was."""
+"""One virtual function of an SR-IOV NIC: find it, change it, move its interface to a pod, and restore it."""
 
 import errno
 import logging
@@ -19,10 +19,10 @@ from multus_py.kernel.virtual_functions import ATTRIBUTES, NO_MAC, VLAN_PROTOCOL
 
 log = logging.getLogger("multus_py")
 
-# Drivers that hand the device to a program: there is no interface to move.
+# Drivers for programs in user space: there is no interface to move.
 PROGRAM_DRIVERS = frozenset(("vfio-pci", "uio_pci_generic", "igb_uio"))
-_HOME = "/proc/thread-self/ns/net"
-_HOMECOMING = 5.0  # seconds: the kernel gives a dead namespace's devices back in the background
+_HOST_NAMESPACE = "/proc/thread-self/ns/net"
+_RETURN_SECONDS = 5.0  # seconds until the kernel has moved the devices of a removed namespace back
 _CODES = {errno.EOPNOTSUPP: Code.UNSUPPORTED_FIELD, errno.EPROTONOSUPPORT: Code.UNSUPPORTED_FIELD,
           errno.EINVAL: Code.INVALID_CONFIG, errno.ERANGE: Code.INVALID_CONFIG}  # fmt: skip
 _PROTOCOL_WORDS = {value: name for name, value in VLAN_PROTOCOLS.items()}
@@ -48,20 +48,20 @@ class Function:
     number: int
 
     @property
-    def for_program(self) -> bool:
-        """Tell whether a program drives it."""
+    def has_program_driver(self) -> bool:
+        """Tell whether its driver is one for programs in user space."""
         return self.driver in PROGRAM_DRIVERS
 
     @property
-    def spare_name(self) -> str:
-        """A name that no other device has: for the way between namespaces, and where its own is taken."""
+    def temporary_name(self) -> str:
+        """A unique name, used while it is moved, and where its original name is in use."""
         return "vf" + self.address.replace(":", "").replace(".", "")[-13:]
 
     def __str__(self) -> str:
         return f"VF {self.number} ({self.address}) of {self.physical.name} ({self.physical_driver})"
 
     def now(self, host: Netlink) -> VirtualFunction:
-        """Return how the physical function sees it."""
+        """Return its settings as the physical function has them."""
         found = [one for one in host.virtual_functions(self.physical.index) if one.number == self.number]
         if not found:
             raise CniError(Code.INTERNAL, f"{self} is not told by the kernel", "were its functions just made anew?")
@@ -70,7 +70,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Before:
-    """How a function was before it was given away; *name* "" for one without an interface, *mtu* 0 when unknown."""
+    """The original state of a function; *name* "" for one without an interface, *mtu* 0 when unknown."""
 
     function: VirtualFunction
     name: str = ""
@@ -87,29 +87,31 @@ class Before:
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> "Before":
         """Read what `to_json` wrote."""
-        told = dict(body["function"])
-        function = VirtualFunction(**{**told, "vlan": tuple(told["vlan"]), "rates": tuple(told["rates"])})
+        settings = dict(body["function"])
+        function = VirtualFunction(**{**settings, "vlan": tuple(settings["vlan"]), "rates": tuple(settings["rates"])})
         return cls(**{**body, "function": function, "altnames": tuple(body["altnames"])})
 
 
 def find(host: Netlink, bus: Bus, address: str) -> Function:
     """Return the virtual function with a PCI address; code 7 says what the device is instead."""
     if not bus.exists(address):
-        raise _unfit(f"there is no PCI device {address}", "was it removed, or its port's functions made anew?")
+        raise _invalid_device(f"there is no PCI device {address}", "was it removed, or its port's functions made anew?")
     place = bus.place(address)
     if place is None:
-        raise _unfit(f"PCI device {address} is no virtual function", "name the address of one in 'deviceID'")
+        raise _invalid_device(f"PCI device {address} is no virtual function", "name the address of one in 'deviceID'")
     names = bus.interfaces(place.physical)
     physical = next((link for name in names if (link := host.find_link(name))), None)
     if physical is None:
-        raise _unfit(f"the physical function {place.physical} of {address} has no interface", "is its driver loaded?")
+        raise _invalid_device(
+            f"the physical function {place.physical} of {address} has no interface", "is its driver loaded?"
+        )
     if physical.device != place.physical:
         raise CniError(Code.NOT_AVAILABLE, "this kernel does not tell an interface's device", "Linux 5.14 does")
     return Function(address, bus.driver(address), physical, bus.driver(place.physical), place.number)
 
 
 def read(host: Netlink, function: Function, link: Link | None) -> Before:
-    """Return how a function and its interface, which must be at home, are now."""
+    """Return the current state of a function and of its interface in the host's namespace."""
     now = function.now(host)
     if link is None:
         return Before(now)
@@ -117,7 +119,7 @@ def read(host: Netlink, function: Function, link: Link | None) -> Before:
 
 
 def change(host: Netlink, function: Function, wanted: Mapping[str, Any]) -> None:
-    """Set those attributes that are not as *wanted*, so that a NIC is not asked for what it has already."""
+    """Set the attributes that differ from *wanted*, and no others."""
     now = function.now(host)
     for attribute in ATTRIBUTES:
         value = wanted.get(attribute)
@@ -126,33 +128,34 @@ def change(host: Netlink, function: Function, wanted: Mapping[str, Any]) -> None
 
 
 def set_mac(host: Netlink, function: Function, link: Link | None, mac: str) -> None:
-    """Give a function its hardware address on both sides; *link* is its interface at home and down, if it has one."""
-    # The function's own side first: once the physical side has given one, many NICs refuse what an untrusted one sets.
+    """Set the hardware address of a function on both sides; *link* is its interface, down in the host's namespace."""
+    # The function side first: once the physical side has set one, many NICs refuse changes by untrusted functions.
     if link:
         _try_own_mac(host, link, mac)
     change(host, function, {"mac": mac})
     if link:
-        _insist_on_mac(host, function, link, mac)
+        _ensure_mac(host, function, link, mac)
 
 
-def send(host: Netlink, function: Function, link: Link, netns: str) -> None:
-    """Move an interface into a namespace under its spare name, without its alternative names: they are the host's."""
+def move(host: Netlink, function: Function, link: Link, netns: str) -> None:
+    """Move an interface into a namespace under its temporary name, without its alternative names."""
     for name in link.altnames:
         host.delete_altname(link.index, name)
-    # The kernel takes the new name at once where the old one is taken over there.
+    # Renamed and moved in one request: its name may exist in the other namespace.
     host.set_link(link.index, up=False)
-    host.set_link(link.index, name=function.spare_name, netns=netns)
+    host.set_link(link.index, name=function.temporary_name, netns=netns)
 
 
 def restore(host: Netlink, bus: Bus, address: str, before: Before, netns: str) -> None:
-    """Bring a function's interface home and make everything as it was; what is so already is left alone.
+    """Move a function's interface back to the host and restore its original state; only what differs is changed.
 
-    *netns* is where the interface was sent. A device that is gone needs nothing. All is tried before an error leaves.
+    *netns* is where the interface was moved. A device that does not exist is success. All steps run before an error is
+    raised.
     """
     if not bus.exists(address):
         return
     function = find(host, bus, address)
-    link = _bring_home(host, bus, function, netns) if before.name else None
+    link = _move_to_host(host, bus, function, netns) if before.name else None
     steps: list[Callable[[], None]] = []
     if link:
         if link.up:
@@ -170,19 +173,19 @@ def restore(host: Netlink, bus: Bus, address: str, before: Before, netns: str) -
     run_all(f"give back {function}", *steps)
 
 
-def _unfit(why: str, details: str) -> CniError:
+def _invalid_device(why: str, details: str) -> CniError:
     return CniError(Code.INVALID_CONFIG, why, details)
 
 
 def _set(host: Netlink, function: Function, attribute: str, value: Any) -> None:
     try:
         host.set_virtual_function(function.physical.index, function.number, attribute, value)
-    except NetlinkError as trouble:
+    except NetlinkError as error:
         raise CniError(
-            _CODES.get(trouble.errno, Code.INTERNAL),
-            f"{function} refuses {_WORDS[attribute](value)}: {trouble.reason}",
+            _CODES.get(error.errno, Code.INTERNAL),
+            f"{function} refuses {_WORDS[attribute](value)}: {error.reason}",
             f"its driver {function.physical_driver} does not take it: leave the key out, or ask for less",
-        ) from trouble
+        ) from error
 
 
 def _try_own_mac(host: Netlink, link: Link, mac: str) -> None:
@@ -190,8 +193,8 @@ def _try_own_mac(host: Netlink, link: Link, mac: str) -> None:
         host.set_link(link.index, mac=mac)
 
 
-def _insist_on_mac(host: Netlink, function: Function, link: Link, mac: str) -> None:
-    """See that the interface has the address that its physical side has; a driver may only learn it when it goes up."""
+def _ensure_mac(host: Netlink, function: Function, link: Link, mac: str) -> None:
+    """Make sure that the interface has the address of its physical side; some drivers read it when it is set up."""
     if host.link(link.index).mac == mac:
         return
     _try_own_mac(host, link, mac)
@@ -207,18 +210,18 @@ def _insist_on_mac(host: Netlink, function: Function, link: Link, mac: str) -> N
 # --- giving back -----------------------------------------------------------------------------------------------------
 
 
-def _bring_home(host: Netlink, bus: Bus, function: Function, netns: str) -> Link | None:
-    """Return the function's interface, moved home from *netns* when it is there; None when it has none any more."""
+def _move_to_host(host: Netlink, bus: Bus, function: Function, netns: str) -> Link | None:
+    """Return the function's interface, moved back from *netns* when it is there; None when it has none."""
     if link := host.device(function.address):
         return link
     if netns:
         with suppress(NoNamespace), netlink.open(netns) as inside:
             if link := inside.device(function.address):
                 inside.set_link(link.index, up=False)
-                inside.set_link(link.index, name=function.spare_name, netns=_HOME)
+                inside.set_link(link.index, name=function.temporary_name, netns=_HOST_NAMESPACE)
     if bus.driver(function.address) in (*PROGRAM_DRIVERS, ""):
         return None
-    if link := host.await_device(function.address, _HOMECOMING):
+    if link := host.await_device(function.address, _RETURN_SECONDS):
         return link
     raise CniError(
         Code.TRY_AGAIN,
@@ -228,13 +231,13 @@ def _bring_home(host: Netlink, bus: Bus, function: Function, netns: str) -> Link
 
 
 def _restore_macs(host: Netlink, function: Function, link: Link, before: Before) -> None:
-    """Make both sides' hardware addresses as they were."""
-    if before.function.mac == NO_MAC:  # gives the function its freedom back, then it may set its own
+    """Restore the hardware addresses of both sides."""
+    if before.function.mac == NO_MAC:  # then the function may set its own address
         change(host, function, {"mac": NO_MAC})
     if host.link(link.index).mac != before.mac:
         _try_own_mac(host, link, before.mac)
     change(host, function, {"mac": before.function.mac})
-    _insist_on_mac(host, function, link, before.mac)
+    _ensure_mac(host, function, link, before.mac)
 
 
 def _restore_link(host: Netlink, link: Link, before: Before) -> None:
@@ -243,21 +246,21 @@ def _restore_link(host: Netlink, link: Link, before: Before) -> None:
 
 
 def _restore_names(host: Netlink, function: Function, link: Link, before: Before) -> None:
-    """Give an interface its own name again, its spare name when somebody else has taken that, and its other names."""
-    for name in (before.name, function.spare_name):
+    """Restore an interface's name, or use the temporary one when it is in use, and its alternative names."""
+    for name in (before.name, function.temporary_name):
         if host.link(link.index).name == name:
             break
         try:
             host.set_link(link.index, name=name)
             break
-        except NetlinkError as trouble:
-            if trouble.errno != errno.EEXIST:
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
                 raise
             log.warning("%s cannot be %s again, another interface has this name now", function, name)
     for name in set(before.altnames) - set(host.link(link.index).altnames):
         try:
             host.add_altname(link.index, name)
-        except NetlinkError as trouble:
-            if trouble.errno != errno.EEXIST:
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
                 raise
             log.warning("%s cannot be called %s again, another interface has this name now", function, name)

@@ -131,9 +131,9 @@ def counted(verb):
     return call
 for name in ("open", "write", "rename", "close", "unlink", "read"):
     setattr(os, name, counted(getattr(os, name)))
-with pool.opened(pathlib.Path(sys.argv[1]), "net") as files:
+with pool.locked(pathlib.Path(sys.argv[1]), "net") as files:
     files.reserve(ipaddress.ip_address("10.9.0.2"), pool.owner("victim", "net1"))
-    files.remember(0, ipaddress.ip_address("10.9.0.2"))
+    files.set_last(0, ipaddress.ip_address("10.9.0.2"))
 """
 
 
@@ -279,7 +279,7 @@ def test_reading_the_pool_waits_for_whoever_holds_it(tmp_path: Path) -> None:
     body = config(tmp_path)
     addresses(body, "c0")
     with ThreadPoolExecutor(1) as worker:
-        with pool.opened(tmp_path, "net") as files:
+        with pool.locked(tmp_path, "net") as files:
             pending = worker.submit(addresses, body, "c1", plugin_run.executable)
             with pytest.raises(TimeoutError):
                 pending.result(timeout=0.3)
@@ -323,20 +323,20 @@ def test_a_large_pool_gives_its_last_address_soon(tmp_path: Path) -> None:
 def test_what_others_did_to_the_pool_is_seen(tmp_path):
     """What is remembered of a pool between two pods is what its folder says when the second comes."""
     one, two, three = (ipaddress.ip_address(f"10.9.0.{n}") for n in (2, 3, 4))
-    with pool.opened(tmp_path, "net") as files:
+    with pool.locked(tmp_path, "net") as files:
         assert files.reserve(one, "mine")
         assert files.holders() == {"10.9.0.2": "mine"}
     (tmp_path / "net/10.9.0.3").write_text("theirs")
-    with pool.opened(tmp_path, "net") as files:
+    with pool.locked(tmp_path, "net") as files:
         assert files.holders() == {"10.9.0.2": "mine", "10.9.0.3": "theirs"}
         assert not files.reserve(two, "mine")
         assert files.reserve(three, "mine")
     (tmp_path / "net/10.9.0.2").unlink()
-    with pool.opened(tmp_path, "net") as files:
+    with pool.locked(tmp_path, "net") as files:
         assert files.holders() == {"10.9.0.3": "theirs", "10.9.0.4": "mine"}
         assert files.release("mine") == 1
         assert files.holders() == {"10.9.0.3": "theirs"}
-    with pool.opened(tmp_path, "net") as files:
+    with pool.locked(tmp_path, "net") as files:
         assert files.holders() == files.owners() == {"10.9.0.3": "theirs"}
 
 
