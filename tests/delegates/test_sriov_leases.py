@@ -131,5 +131,5 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_mark_gives_no_name_that_is_none(marked: str) -> None:
     """A pod may write the mark of the interface that it has: what it says must still be a name."""
     before = Before(VirtualFunction(0), "vf0", alias=f"multus-py:{marked}:c1:net1")
-    assert "vf0" == delegate._unmarked(before).name
-    assert "eth9" == delegate._unmarked(replace(before, alias="multus-py:eth9:c1:net1")).name
+    assert "vf0" == delegate._without_mark(before).name
+    assert "eth9" == delegate._without_mark(replace(before, alias="multus-py:eth9:c1:net1")).name
