@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from stage import Stage, namespace
 
-from multus_py.agent.concurrency.lanes import Lanes
+from multus_py.agent.concurrency.call_limits import CallLimits
 from multus_py.agent.serving import api
 from multus_py.agent.serving.metrics import Metrics
 from multus_py.agent.serving.service import Service
@@ -184,7 +184,7 @@ def _add_through_the_socket(stage: Stage) -> None:
     """Serve one ADD in this process, by threads that are in the calling thread's network namespace."""
     settings = {key: value for key, value in stage.config().items() if key not in ("cniVersion", "name", "type")}
     store = Manifests(stage.folder / "manifests", stage.folder / "pods")
-    service = Service(DaemonConfig(overlay=settings), store, Children(), Metrics(), Lanes(8, 8))
+    service = Service(DaemonConfig(overlay=settings), store, Children(), Metrics(), CallLimits(8, 8))
     service.serving.set()
     server = api.listen(stage.folder / "run" / "multus.sock", service, 8)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multus_py.agent.concurrency.lanes import Lanes
+from multus_py.agent.concurrency.call_limits import CallLimits
 from multus_py.agent.concurrency.spawner import Spawner
 from multus_py.agent.concurrency.workers import Workers
-from multus_py.agent.node.conf_keeper import Ears, Follower, Place
+from multus_py.agent.node.conf_keeper import Callbacks, ConfKeeper, Installation
 from multus_py.agent.node.default_network import Clock, Found
 from multus_py.agent.reconciling.dynamic_attachments import DynamicAttachments
 from multus_py.agent.reconciling.reconciler import Reconciler
@@ -89,12 +89,12 @@ class Daemon:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("CNI_")}
         if config.chroot_dir:
             environment["PATH"] = _NODES_PATH
-        lanes = Lanes(config.concurrent_adds, config.concurrent_deletes)
-        self._spawner = Spawner(config.chroot_dir, environment, config.concurrent_executables, lanes.give_up)
+        limits = CallLimits(config.concurrent_adds, config.concurrent_deletes)
+        self._spawner = Spawner(config.chroot_dir, environment, config.concurrent_executables, limits.release)
         self._keeper = _keeper(config, self._happened)
         self._store = _store(config)
-        self._workers = Workers(config.attach_processes, lanes, self._metrics.delegated)
-        self._service = Service(config, self._store, self._spawner, self._metrics, lanes, self._workers)
+        self._workers = Workers(config.attach_processes, limits, self._metrics.delegated)
+        self._service = Service(config, self._store, self._spawner, self._metrics, limits, self._workers)
         self._reconciler = Reconciler(
             Spool(config.spool_dir),
             self._service.replay,
@@ -105,12 +105,14 @@ class Daemon:
             self._service.own_node,
             lambda: self._service.config.dynamic_attachments,
             self._service.ready,
-            lanes.admitted,
+            limits.admitted,
             self._store.pods_here if self._store else list,
         )
         self._seen = _stamp(path)
-        self._follower = Follower(
-            _place(config), Ears(self._followed, self._happened), Clock(time.monotonic, time.time)
+        self._conf_keeper = ConfKeeper(
+            _installation(config),
+            Callbacks(self._default_network_changed, self._happened),
+            Clock(time.monotonic, time.time),
         )
 
     def start(self) -> None:
@@ -146,10 +148,10 @@ class Daemon:
         self._service.serving.clear()
         self._dynamic.queue.close()
         self._following.join(_LAST_WORDS)  # it should not write over what the next daemon wrote
-        log.info("told to end: %d calls under way", self._service.lanes.under_way)
-        drained = self._service.lanes.drain(config.drain_timeout)
+        log.info("told to end: %d calls under way", self._service.limits.in_progress)
+        drained = self._service.limits.drain(config.drain_timeout)
         if not drained:
-            log.warning("%d calls are cut off after %g s; the journal knows them", self._service.lanes.under_way,
+            log.warning("%d calls are cut off after %g s; the journal knows them", self._service.limits.in_progress,
                         config.drain_timeout)  # fmt: skip
         self._server.finish(_LAST_WORDS)
         self._leave(config)
@@ -176,7 +178,7 @@ class Daemon:
         self._seen = stamp
         try:
             config = daemon_config.load(self._path)
-            self._follower.place = _place(config)
+            self._conf_keeper.installation = _installation(config)
             start_logs(config)
         except CniError as error:
             log.warning("the config stays as it was: %s", error)
@@ -226,7 +228,7 @@ class Daemon:
             lambda: self._reconciler.left,
         )  # fmt: skip
         self._metrics.gauge(
-            "calls_under_way", "Calls being worked on or waiting", lambda: self._service.lanes.under_way
+            "calls_under_way", "Calls being worked on or waiting", lambda: self._service.limits.in_progress
         )
         for gauge in self._store.gauges() if self._store else ():
             self._metrics.gauge(*gauge)
@@ -253,11 +255,11 @@ class Daemon:
 
     def _look(self) -> None:
         try:
-            self._follower.look()
+            self._conf_keeper.check()
         except Exception:
             log.exception("the look at the conf folder met something that nobody expected; it goes on")
 
-    def _followed(self, found: Found) -> None:
+    def _default_network_changed(self, found: Found) -> None:
         self._service.network = {"clusterNetwork": str(found.conf.path)} if found.conf else {}
         self._service.obstacle = found.obstacle
 
@@ -313,12 +315,12 @@ class Daemon:
         return thread
 
 
-def _place(config: DaemonConfig) -> Place | None:
+def _installation(config: DaemonConfig) -> Installation | None:
     """Return what is to be kept in place; the shim is not tried out: its folder may be another root's."""
     if config.install is None:
         return None
     program = replace(executable.shim_for(), runs_here=False) if config.cni_bin_dir else None
-    return Place(cni_conf.order(config.install), config.socket_dir, program)
+    return Installation(cni_conf.order(config.install), config.socket_dir, program)
 
 
 def _own_pod() -> PodRef | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The turn to compute: in the order of coming, never kept from others by one that waits."""
+"""The lock to compute: in the order of coming, never kept from others by one that waits."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from running import until
 
-from multus_py.agent.concurrency.lanes import Lanes, Turn
+from multus_py.agent.concurrency.call_limits import CallLimits, ComputeLock
 from multus_py.cni.call import Call
 
 
@@ -30,12 +30,12 @@ def started(*deeds: Callable[[], None]) -> Iterator[list[threading.Thread]]:
 
 
 def test_one_computes_at_a_time_in_the_order_of_coming(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is overtaken, and two never have the turn at once."""
-    monkeypatch.setattr("multus_py.agent.concurrency.lanes._TURN", 10.0)
-    turn, order, inside = Turn(), [], []
+    """Nobody is overtaken, and two never have the lock at once."""
+    monkeypatch.setattr("multus_py.agent.concurrency.call_limits._COMPUTE_SECONDS", 10.0)
+    lock, order, inside = ComputeLock(), [], []
 
     def compute(n: int) -> None:
-        with turn.taken():
+        with lock.acquired():
             assert not inside
             inside.append(n)
             time.sleep(0.03)
@@ -49,41 +49,41 @@ def test_one_computes_at_a_time_in_the_order_of_coming(monkeypatch: pytest.Monke
 
 def test_who_waits_for_an_executable_gives_its_turn_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next one begins at once, and giving up what one has no more takes nothing from it."""
-    monkeypatch.setattr("multus_py.agent.concurrency.lanes._TURN", 10.0)
-    turn, came, leave = Turn(), threading.Event(), threading.Event()
+    monkeypatch.setattr("multus_py.agent.concurrency.call_limits._COMPUTE_SECONDS", 10.0)
+    lock, came, leave = ComputeLock(), threading.Event(), threading.Event()
 
     def waiting() -> None:
-        with turn.taken():
-            turn.give_up()
+        with lock.acquired():
+            lock.release()
             assert came.wait(5)
-            turn.give_up()
+            lock.release()
         leave.set()
 
     def next_one() -> None:
-        with turn.taken():
+        with lock.acquired():
             came.set()
             assert leave.wait(5)
-            assert turn._holder == threading.get_ident()
+            assert lock._holder == threading.get_ident()
 
     with started(waiting, next_one):
         pass
 
 
 def test_what_is_lent_comes_back_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who lends its turn to those who wait goes on before the ones that have not begun."""
-    monkeypatch.setattr("multus_py.agent.concurrency.lanes._TURN", 10.0)
-    turn, order, lent = Turn(), [], threading.Event()
+    """Who lends its lock to those who wait goes on before the ones that have not begun."""
+    monkeypatch.setattr("multus_py.agent.concurrency.call_limits._COMPUTE_SECONDS", 10.0)
+    lock, order, lent = ComputeLock(), [], threading.Event()
 
     def lends() -> None:
-        with turn.taken():
-            until(turn.wanted)
+        with lock.acquired():
+            until(lock.wanted)
             time.sleep(0.1)  # all three wait now
-            with turn.lent():
+            with lock.released():
                 assert lent.wait(5)
             order.append("lender")
 
     def waits(name: str) -> None:
-        with turn.taken():
+        with lock.acquired():
             lent.set()
             time.sleep(0.05)  # the lender wants it back meanwhile
             order.append(name)
@@ -95,15 +95,15 @@ def test_what_is_lent_comes_back_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_turn_that_lasts_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that waits for what nobody foresaw holds the others up for a moment and no longer."""
-    monkeypatch.setattr("multus_py.agent.concurrency.lanes._TURN", 0.2)
-    turn, stuck, done = Turn(), threading.Event(), []
+    monkeypatch.setattr("multus_py.agent.concurrency.call_limits._COMPUTE_SECONDS", 0.2)
+    lock, stuck, done = ComputeLock(), threading.Event(), []
 
     def slow() -> None:
-        with turn.taken():
+        with lock.acquired():
             assert stuck.wait(10)
 
     def quick() -> None:
-        with turn.taken():
+        with lock.acquired():
             done.append(time.monotonic())
 
     begun = time.monotonic()
@@ -111,20 +111,20 @@ def test_a_turn_that_lasts_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
         until(lambda: len(done) == 2, seconds=5)
         stuck.set()
     assert done[0] - begun > 0.15
-    with turn.taken():  # what was lost and given up later leaves nobody before us
+    with lock.acquired():  # what was lost and given up later leaves nobody before us
         pass
 
 
 def test_a_del_waits_for_a_del_but_never_for_an_add(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of each verb computes at a time, and who waits for an executable lets the next of its lane begin."""
-    monkeypatch.setattr("multus_py.agent.concurrency.lanes._TURN", 10.0)
-    lanes, told, leave = Lanes(8, 8), [], threading.Event()
+    monkeypatch.setattr("multus_py.agent.concurrency.call_limits._COMPUTE_SECONDS", 10.0)
+    limits, told, leave = CallLimits(8, 8), [], threading.Event()
 
     def run(verb: str, sandbox: str, story: Callable[[], None]) -> Callable[[], None]:
         call = Call(verb, container_id=sandbox, ifname="eth0", config={})
 
         def placed() -> None:
-            with lanes.admitted(call), lanes.place(verb):
+            with limits.admitted(call), limits.slot(verb):
                 story()
 
         return placed
@@ -138,7 +138,7 @@ def test_a_del_waits_for_a_del_but_never_for_an_add(monkeypatch: pytest.MonkeyPa
 
     def waits() -> None:
         told.append("waits")
-        lanes.give_up()
+        limits.release()
         assert leave.wait(5)
 
     with started(
@@ -150,7 +150,7 @@ def test_a_del_waits_for_a_del_but_never_for_an_add(monkeypatch: pytest.MonkeyPa
         until(lambda: len(told) == 3)
         time.sleep(0.1)
         assert told == ["add", "waits", "del"]
-        assert lanes.under_way == 4
+        assert limits.in_progress == 4
         leave.set()
     assert told == ["add", "waits", "del", "late"]
-    assert lanes.under_way == 0
+    assert limits.in_progress == 0

@@ -15,7 +15,7 @@ from running import ended, until
 from stage import namespace
 
 from multus_py.agent.concurrency import worker_process, workers
-from multus_py.agent.concurrency.lanes import Lanes
+from multus_py.agent.concurrency.call_limits import CallLimits
 from multus_py.agent.concurrency.worker_process import MESSAGE, Answer
 from multus_py.agent.concurrency.workers import Workers
 from multus_py.cni import conflist
@@ -104,8 +104,8 @@ class Line:
 
     def __init__(self, folder, count=1, seconds=120.0):
         self.seen = []
-        self.lanes = Lanes(8, 8)
-        self.workers = Workers(count, self.lanes, lambda *one: self.seen.append(one))
+        self.limits = CallLimits(8, 8)
+        self.workers = Workers(count, self.limits, lambda *one: self.seen.append(one))
         self.chain = Chain(Plugins("builtin", seconds), ResultCache(folder))
 
     def add(self, *plugins):
@@ -265,8 +265,8 @@ def test_an_answer_that_is_cut_short_is_an_error_to_try_again():
 def test_processes_that_hang_at_their_start_are_ended(tmp_path, monkeypatch):
     """Calls go on without them; they are ended when their time is over, and started anew only after a rest."""
     monkeypatch.setattr(worker_process, "__name__", "time import sleep; sleep(60)  # worker_process")
-    lanes = Lanes(8, 8)
-    found = workers.Workers(1, lanes, lambda *one: None, patience=0.5)
+    limits = CallLimits(8, 8)
+    found = workers.Workers(1, limits, lambda *one: None, patience=0.5)
     chain = Chain(Plugins("builtin"), ResultCache(tmp_path))
     call = Call("ADD", "c1", "/nowhere", "eth0", path=("/nowhere",))
     assert found.add((), call, chain) is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Order and bounds: how many calls are worked on at once, DEL beside the queue of ADDs, one DEL for many that ask."""
+"""Limits of calls: how many are in progress, ADDs and DELs apart, and one DEL for several calls of one sandbox."""
 
 import threading
 import time
@@ -10,106 +10,106 @@ from contextlib import AbstractContextManager, contextmanager
 
 from multus_py.cni.call import Call
 
-_TURN = 0.03  # seconds: three times what an ADD of three networks takes when it waits for nobody
+_COMPUTE_SECONDS = 0.03  # three times the duration of an ADD of three networks that does not wait
 
 
-class Turn:
-    """Who computes now. One at a time, for threads of one interpreter only get in each other's way.
+class ComputeLock:
+    """A lock for computing: one thread at a time, in order of arrival. A holder loses it after `_COMPUTE_SECONDS`.
 
-    A native ADD asks the kernel four hundred times and hands the interpreter over each time: eight of them at once took
-    a quarter longer than one after the other, eight DELs half as long again (`bench/attach.py`). Whoever waits for a
-    process gives its turn up, and whoever has had it for long loses it: nothing waits for a call that waits itself.
+    A native ADD makes four hundred system calls and releases the interpreter lock at each: eight of them at once took a
+    quarter longer than one after the other, eight DELs half as long again (`bench/attach.py`). A thread that waits for
+    a process releases the lock; it expires, so that no call waits for one that waits itself.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._queue: deque[tuple[int, threading.Event]] = deque()  # who wants it, in the order they came
-        self._holder = 0  # a thread, 0: nobody
+        self._queue: deque[tuple[int, threading.Event]] = deque()  # waiting threads, in order of arrival
+        self._holder = 0  # a thread; 0: none
         self._until = 0.0
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Hold the turn for the time of the block, or until it is given up or lost."""
-        self._take(self._queue.append)
+    def acquired(self) -> Iterator[None]:
+        """Hold the lock for the time of the block, or until it is released or expires."""
+        self._acquire(self._queue.append)
         try:
             yield
         finally:
-            self.give_up()
+            self.release()
 
     @contextmanager
-    def lent(self) -> Iterator[None]:
-        """Let others compute for the time of the block; who had the turn gets it back before those who wait for one."""
-        had = self.give_up()
+    def released(self) -> Iterator[None]:
+        """Release the lock for the time of the block; its holder acquires it again before the threads that wait."""
+        had = self.release()
         try:
             yield
         finally:
             if had:
-                self._take(self._queue.appendleft)
+                self._acquire(self._queue.appendleft)
 
-    def give_up(self) -> bool:
-        """Let the next one begin; False when the calling thread has not the turn."""
+    def release(self) -> bool:
+        """Release the lock; False when the calling thread does not hold it."""
         with self._lock:
             if self._holder != threading.get_ident():
                 return False
-            self._pass_on()
+            self._grant_next()
             return True
 
     def wanted(self) -> bool:
-        """Tell whether somebody waits for it."""
+        """Tell whether a thread waits for it."""
         return bool(self._queue)
 
-    def _take(self, line_up: Callable[[tuple[int, threading.Event]], None]) -> None:
+    def _acquire(self, enqueue: Callable[[tuple[int, threading.Event]], None]) -> None:
         mine = threading.Event()
         with self._lock:
-            line_up((threading.get_ident(), mine))
+            enqueue((threading.get_ident(), mine))
             if not self._holder:
-                self._pass_on()
-        while not mine.wait(_TURN):
+                self._grant_next()
+        while not mine.wait(_COMPUTE_SECONDS):
             with self._lock:
                 if time.monotonic() >= self._until:
-                    self._pass_on()  # whoever has it does not compute: it waits for something that nobody foresaw
+                    self._grant_next()  # expired: the holder waits for something unforeseen
 
-    def _pass_on(self) -> None:
-        """Give the turn to the first in the queue, or to nobody; the caller holds the lock."""
-        self._holder, come = self._queue.popleft() if self._queue else (0, None)
-        self._until = time.monotonic() + _TURN
-        if come:
-            come.set()
+    def _grant_next(self) -> None:
+        """Grant it to the first in the queue, if there is one; the caller holds `_lock`."""
+        self._holder, granted = self._queue.popleft() if self._queue else (0, None)
+        self._until = time.monotonic() + _COMPUTE_SECONDS
+        if granted:
+            granted.set()
 
 
-class Lane:
-    """Room for *places* calls at once: one of them computes, the others wait for it or for the kernel."""
+class VerbLimit:
+    """At most *slots* calls in progress: one computes, the others wait for the lock or for the kernel."""
 
-    def __init__(self, places: int) -> None:
-        self._places = threading.BoundedSemaphore(places)
-        self.turn = Turn()
+    def __init__(self, slots: int) -> None:
+        self._slots = threading.BoundedSemaphore(slots)
+        self.compute_lock = ComputeLock()
 
     @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Have a place for the time of the block, and begin it with the turn."""
-        with self._places, self.turn.taken():
+    def slot(self) -> Iterator[None]:
+        """Hold a slot for the time of the block, and the compute lock from its start."""
+        with self._slots, self.compute_lock.acquired():
             yield
 
 
-class Lanes:
-    """Two lanes with *adds* and *deletes* places: a burst of ADDs never keeps a DEL waiting, nor the other way round.
+class CallLimits:
+    """Two limits, *adds* and *deletes* slots: a burst of ADDs does not delay a DEL, nor the other way round.
 
-    Calls for one sandbox wait for each other at its journal page, before they have a place: who waits for a sandbox
-    keeps nobody else waiting. A DEL that comes while one for the same sandbox is at work gets that one's answer.
+    Calls of one sandbox wait for its journal file before they have a slot, so they do not delay calls of others. A DEL
+    that arrives while another one of the same sandbox is in progress gets the outcome of that one.
     """
 
     def __init__(self, adds: int, deletes: int) -> None:
-        self.adds, self.deletes = Lane(adds), Lane(deletes)
+        self.adds, self.deletes = VerbLimit(adds), VerbLimit(deletes)
         self._lock = threading.Lock()
         self._deleting: dict[tuple[str, str], Future[None]] = {}
-        self._under_way = 0
+        self._in_progress = 0
         self._idle = threading.Condition(self._lock)
 
     @contextmanager
     def admitted(self, call: Call) -> Iterator[bool]:
-        """Count the call as under way for the time of the block, which takes a `place` when it has its sandbox.
+        """Count the call as in progress for the time of the block, which takes a `slot` once it has locked its sandbox.
 
-        False when a DEL of the same sandbox was under way: its outcome is this call's, an error is raised here, too.
+        False when a DEL of the same sandbox was in progress: its outcome is that of this call, errors included.
         """
         with self._counted():
             sandbox = (call.container_id, call.ifname)
@@ -122,27 +122,27 @@ class Lanes:
                 with self._deletes(sandbox):
                     yield True
 
-    def place(self, verb: str) -> AbstractContextManager[None]:
-        """Have a place in the lane of *verb* for the time of the block."""
-        return (self.deletes if verb == "DEL" else self.adds).entered()
+    def slot(self, verb: str) -> AbstractContextManager[None]:
+        """Hold a slot for *verb* for the time of the block."""
+        return (self.deletes if verb == "DEL" else self.adds).slot()
 
-    def give_up(self) -> None:
-        """Let the next call compute; for a thread that waits for an executable."""
-        self.adds.turn.give_up()
-        self.deletes.turn.give_up()
+    def release(self) -> None:
+        """Release the compute lock; for a thread that waits for an executable."""
+        self.adds.compute_lock.release()
+        self.deletes.compute_lock.release()
 
     def drain(self, seconds: float) -> bool:
-        """Wait until nothing is under way; False when *seconds* were not enough."""
+        """Wait until no call is in progress; False after *seconds*."""
         with self._idle:
-            return self._idle.wait_for(lambda: not self._under_way, seconds)
+            return self._idle.wait_for(lambda: not self._in_progress, seconds)
 
     @property
-    def under_way(self) -> int:
-        """How many calls are being worked on or wait for a place."""
-        return self._under_way
+    def in_progress(self) -> int:
+        """How many calls are in progress or wait for a slot."""
+        return self._in_progress
 
     def _other_delete(self, sandbox: tuple[str, str]) -> "Future[None] | None":
-        """Return the outcome of the DEL that is under way for a sandbox; None when this one is the first now."""
+        """Return the outcome of the DEL in progress of a sandbox; None when this call is the first, which is noted."""
         with self._lock:
             if other := self._deleting.get(sandbox):
                 return other
@@ -151,12 +151,12 @@ class Lanes:
 
     @contextmanager
     def _deletes(self, sandbox: tuple[str, str]) -> Iterator[None]:
-        """Tell the outcome of the block to the DELs that came for the same sandbox meanwhile."""
+        """Give the outcome of the block to the DELs of the same sandbox that arrived meanwhile."""
         outcome = self._deleting[sandbox]
         try:
             yield
-        except BaseException as trouble:
-            outcome.set_exception(trouble)
+        except BaseException as error:
+            outcome.set_exception(error)
             raise
         else:
             outcome.set_result(None)
@@ -167,10 +167,10 @@ class Lanes:
     @contextmanager
     def _counted(self) -> Iterator[None]:
         with self._idle:
-            self._under_way += 1
+            self._in_progress += 1
         try:
             yield
         finally:
             with self._idle:
-                self._under_way -= 1
+                self._in_progress -= 1
                 self._idle.notify_all()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process that works for the daemon at the other end of a line, and whose end is never waited for without bound.
+"""A child process of the daemon, connected by a socket; every wait for it is bounded.
 
-Whoever else holds the other end hides its death: no descriptor of the daemon is ever inheritable, not for a moment.
+The death of the process closes its end of the socket, unless another process holds that descriptor, too: so no
+descriptor of the daemon is inheritable at any time.
 """
 
 import os
@@ -15,75 +16,73 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-_LINE, _OTHER = 3, 4  # the descriptor of the line in the process: one that differs from ours, see `_started`
-_GRACE = 2.0  # seconds for a process that was killed to be gone
+_LINE, _OTHER = 3, 4  # the descriptor of the socket in the process: one that differs from ours, see `_spawn`
+_GRACE = 2.0  # seconds for a killed process to end
 
 
 class Child:
-    """A Python process with *arguments*, in which `{line}` stands for the number of its descriptor.
+    """A Python process with *arguments*, in which `{line}` is replaced by the number of its descriptor.
 
-    It leads a process group of its own. A message that the line does not take within *patience* seconds is
+    It leads a process group of its own. A message that the socket does not accept within *send_timeout* seconds is
     `BlockingIOError`.
     """
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], patience: int) -> None:
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], send_timeout: int) -> None:
         self.line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self.line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", patience, 0))
+            self.line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", send_timeout, 0))
             with theirs:
-                self._pid = _started(arguments, environment, theirs.fileno())
-            self._door = os.pidfd_open(self._pid)
+                self._pid = _spawn(arguments, environment, theirs.fileno())
+            self._pidfd = os.pidfd_open(self._pid)
         except BaseException:
             self.line.close()
             raise
         self._lock = threading.Lock()
-        self._over = False
+        self._reaped = False
 
-    def hang_up(self) -> None:
-        """Have it end when it has done what it is at: no further message comes."""
+    def close_input(self) -> None:
+        """Send no further message: it ends after its current task."""
         with suppress(OSError):
             self.line.shutdown(socket.SHUT_WR)
 
     def ended(self, seconds: float) -> bool:
-        """Tell whether it ended within so many seconds; it is collected then."""
+        """Wait *seconds* for its end and reap it; False when it still runs."""
         with self._lock:
-            if self._over:
+            if self._reaped:
                 return True
             poll = select.poll()
-            poll.register(self._door, select.POLLIN)
+            poll.register(self._pidfd, select.POLLIN)
             if not poll.poll(seconds * 1000):
                 return False
-            self._kill(signal.SIGKILL)  # copies of it that are left
-            with suppress(ChildProcessError):  # as process 1 we reap everything elsewhere
+            self._kill(signal.SIGKILL)  # its remaining forks
+            with suppress(ChildProcessError):  # process 1 reaps its children elsewhere
                 os.waitpid(self._pid, os.WNOHANG)
-            os.close(self._door)
-            self._over = True
+            os.close(self._pidfd)
+            self._reaped = True
             return True
 
     def end(self, *, with_children: bool = False) -> None:
-        """End it and its copies, whatever they do, and *with_children* what it started in sessions of their own."""
+        """Kill it and its forks, and *with_children* the processes that it started in sessions of their own."""
         with self._lock:
-            if with_children and not self._over:
-                self._kill(signal.SIGSTOP)  # what it does not collect keeps its process id
+            if with_children and not self._reaped:
+                self._kill(signal.SIGSTOP)  # so that it reaps none: their ids stay theirs
                 for one in _children(self._pid):
                     with suppress(ProcessLookupError):
                         os.killpg(one, signal.SIGKILL)
-            if not self._over:
+            if not self._reaped:
                 self._kill(signal.SIGKILL)
         with suppress(OSError):
             self.line.shutdown(socket.SHUT_RDWR)
         self.ended(_GRACE)
 
     def _kill(self, number: int) -> None:
-        """Send a signal to the process group, as long as its number is that of our process."""
+        """Send a signal to the process group, as long as its id is that of our process."""
         with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(
-                self._door, 0
-            )  # fails when somebody else collected it: the number may be another's
+            signal.pidfd_send_signal(self._pidfd, 0)  # fails when it was reaped: the id may be in use again
             os.killpg(self._pid, number)
 
 
-def _started(arguments: Sequence[str], environment: Mapping[str, str], line: int) -> int:
+def _spawn(arguments: Sequence[str], environment: Mapping[str, str], line: int) -> int:
     # A descriptor that is copied onto its own number stays closed at execve(2) where glibc is older than 2.29.
     number = _LINE if line != _LINE else _OTHER
     return os.posix_spawn(
@@ -97,7 +96,7 @@ def _started(arguments: Sequence[str], environment: Mapping[str, str], line: int
 
 
 def _children(pid: int) -> list[int]:
-    """Return what the one thread of *pid* started and did not collect; nothing where the kernel does not tell."""
+    """Return the children of the one thread of *pid* that it did not reap; none where the kernel does not list them."""
     try:
         return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:

@@ -147,7 +147,7 @@ class _Line:
 
     def close(self) -> None:
         """End the process and everything that it started."""
-        self._child.hang_up()
+        self._child.close_input()
         if not self._child.ended(_FAREWELL):
             self._child.end(with_children=True)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program of the processes that attach natively for the daemon: one sandbox after the other, until it is gone.
+"""The program of the worker processes: they attach native networks, one sandbox after the other.
 
-Each message is a pickled `Task` and comes with the writing end of a pipe, which gets the pickled `Answer`: nobody else
-writes to either. The first process imports everything and divides itself, so that the others share its memory.
+Each message is a pickled `Task` with the write end of a pipe for the pickled `Answer`; no other process has either. The
+first process imports everything and forks the others, so that they share its memory.
 """
 
 import gc
@@ -24,13 +24,13 @@ from multus_py.verbs.chain import Chain
 from multus_py.verbs.node import TimedResult
 from multus_py.verbs.plugins import Plugins
 
-READY = b"ready"  # said once, when the first task can come
-MESSAGE = 128 * 1024  # bytes of a task: what a socket's buffer takes at once
+READY = b"ready"  # sent once, when tasks are accepted
+MESSAGE = 128 * 1024  # bytes of a task: the size of the socket's buffer
 
 
 @dataclass(frozen=True)
 class Task:
-    """The networks of one sandbox, in order; *results* is the folder for what their plugins say."""
+    """The networks of one sandbox, in order; *results* is the folder of the result cache."""
 
     attachments: tuple[Attachment, ...]
     call: Call
@@ -40,7 +40,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was done, and the error (code, message, details) that ended it; *seen* tells of every delegate that ran."""
+    """The results, and the error (code, message, details) that ended the task; *seen* records each delegate run."""
 
     done: list[TimedResult]
     error: tuple[int, str, str] | None
@@ -48,7 +48,7 @@ class Answer:
 
 
 def run(task: Task) -> Answer:
-    """Run the chains; nothing is taken back here."""
+    """Run the chains; nothing is rolled back here."""
     answer = Answer([], None, [])
     own = Plugins("builtin", observed=lambda *one: answer.seen.append(one), root=task.root)
     chain = Chain(own, ResultCache(task.results))
@@ -66,51 +66,51 @@ def run(task: Task) -> Answer:
 
 
 def _failed(answer: Answer, error: CniError) -> Answer:
-    told = error.to_json("")
-    return Answer(answer.done, (told["code"], told["msg"], told.get("details", "")), answer.seen)
+    body = error.to_json("")
+    return Answer(answer.done, (body["code"], body["msg"], body.get("details", "")), answer.seen)
 
 
 def main(descriptor: int, count: int) -> None:
-    """Have *count* processes do the tasks that come on the socket *descriptor* until its other end is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the daemon says when it is over: by going
+    """Run tasks from the socket *descriptor* in *count* processes until its other end is closed."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the daemon closes the socket instead
         signal.signal(number, signal.SIG_IGN)
     plugins.preload()
     gc.collect()
-    gc.freeze()  # what is there stays there: a look for garbage that writes to it would make the others copy it
+    gc.freeze()  # a collection would write to these objects, and each process would copy their pages
     line = socket.socket(fileno=descriptor)
-    line.set_inheritable(False)  # what a delegate starts must not hold the line open
-    others = {_divided(line) for _ in range(count - 1)}
+    line.set_inheritable(False)  # a process that a delegate starts must not keep it open
+    others = {_fork(line) for _ in range(count - 1)}
     line.send(READY)
     while _serve(line):
-        others |= {_divided(line) for _ in _ended(others)}  # it died of its task: the next ones need another
+        others |= {_fork(line) for _ in _ended(others)}  # one died of its task: replace it
     for other in others:
         os.waitpid(other, 0)
 
 
 def _ended(others: set[int]) -> list[int]:
-    """Return who has ended since the last look, and forget them."""
+    """Return the processes that ended since the last call, and remove them from *others*."""
     gone = [pid for pid in others if os.waitpid(pid, os.WNOHANG)[0]]
     others.difference_update(gone)
     return gone
 
 
-def _divided(line: socket.socket) -> int:
-    """Return the process id of a copy of this process that does tasks for as long as this one is there."""
+def _fork(line: socket.socket) -> int:
+    """Fork this process; return the process id of the fork, which runs tasks as long as this one exists."""
     first = os.getpid()
     if pid := os.fork():
         return pid
     try:
         while _serve(line) and os.getppid() == first:
             pass
-        line.setblocking(False)  # nobody replaces it any more: it does what waits, and lets the daemon start anew
+        line.setblocking(False)  # it would not be replaced: it runs what is queued, then the daemon starts new ones
         while _serve(line):
             pass
     finally:
-        os._exit(0)  # whatever happens: this copy must not go on as the first process
+        os._exit(0)  # in every case: a fork must not continue as the first process
 
 
 def _serve(line: socket.socket) -> bool:
-    """Do the next task; False when there is none and the daemon is gone, or when nobody waits for tasks."""
+    """Run the next task; False when the daemon closed the socket, or when none is queued and it does not block."""
     try:
         task, pipes, *_ = socket.recv_fds(line, MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
     except BlockingIOError:

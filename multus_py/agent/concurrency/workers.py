@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that attach natively beside the daemon's own: threads of one interpreter share one processor, these do not.
+"""Worker processes that attach native networks: threads of one interpreter share one processor, processes do not.
 
-They are there for bursts. As long as one call comes at a time nobody is asked and none of them is started.
+They serve bursts: as long as one call is in progress at a time, none is started or used.
 """
 
 import logging
@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from multus_py.agent.concurrency import worker_process
+from multus_py.agent.concurrency.call_limits import CallLimits
 from multus_py.agent.concurrency.child import Child
-from multus_py.agent.concurrency.lanes import Lanes
 from multus_py.agent.concurrency.worker_process import MESSAGE, READY, Answer, Task
 from multus_py.cni.call import Call
 from multus_py.cni.errors import CniError, Code
@@ -27,42 +27,46 @@ from multus_py.verbs.node import TimedResult
 log = logging.getLogger("multus_py")
 
 _CHUNK = 65536
-_FAREWELL = 5.0  # seconds for the processes to do what they are at, when no more tasks come
-_REST = 60.0  # seconds until a start that failed is tried again
+_END_SECONDS = 5.0  # seconds for the processes to end their tasks
+_RETRY_SECONDS = 60.0  # seconds until a failed start is retried
 
 
 class Workers:
-    """At most *count* processes that take tasks from one line. *observed* is told of every delegate that ran in one.
+    """At most *count* processes that read tasks from one socket. *observed* is called for each delegate run.
 
-    They have *patience* seconds to start.
+    They have *start_timeout* seconds to start.
     """
 
     def __init__(
-        self, count: int, lanes: Lanes, observed: Callable[[str, str, float, int], None], patience: float = 60.0
+        self,
+        count: int,
+        limits: CallLimits,
+        observed: Callable[[str, str, float, int], None],
+        start_timeout: float = 60.0,
     ) -> None:
         self._count = count
-        self._lanes = lanes
+        self._limits = limits
         self._observed = observed
-        self._patience = patience
-        self._rest_until = 0.0  # monotonic: none is started before
+        self._start_timeout = start_timeout
+        self._retry_at = 0.0  # monotonic: no start before
         self._lock = threading.Lock()
         self._group: _Group | None = None
         self._starting = self._closed = False
 
     def is_needed(self) -> bool:
-        """Tell whether this process has other calls to work on."""
-        return self._count > 0 and self._lanes.under_way > 1
+        """Tell whether more than one call is in progress."""
+        return self._count > 0 and self._limits.in_progress > 1
 
     def add(self, attachments: tuple[Attachment, ...], call: Call, chain: Chain) -> list[TimedResult] | None:
-        """Have the chains of a sandbox run; None when nobody is there to do it.
+        """Run the chains of a sandbox in a worker; None when there is none.
 
-        Code 11 when a process dies of it, or when none answers within the time that an executable has: all end then.
+        Code 11 when the worker dies, or when none answers within `execTimeout`: then all are killed.
         """
         task = pickle.dumps(Task(attachments, replace(call, config={}), chain.cache.folder, chain.plugins.root))
         if len(task) > MESSAGE or (group := self._ready()) is None:
             return None
-        with self._lanes.adds.turn.lent():
-            answer = self._asked(group, task, chain.plugins.timeout)
+        with self._limits.adds.compute_lock.released():
+            answer = self._send(group, task, chain.plugins.timeout)
         if answer is None:
             return None
         for one in answer.seen:
@@ -71,12 +75,12 @@ class Workers:
             raise CniError(*answer.error)
         return answer.done
 
-    def _asked(self, group: "_Group", task: bytes, seconds: float) -> Answer | None:
-        """Ask for the answer to *task*; None when nobody took it."""
+    def _send(self, group: "_Group", task: bytes, seconds: float) -> Answer | None:
+        """Send *task* and return its answer; None when no worker accepted it."""
         try:
             return group.ask(task, seconds)
         except BlockingIOError:
-            return None  # the line is full
+            return None  # the socket is full
         except TimeoutError as cause:
             log.warning("the processes to attach in did not answer within %g s and are started anew", seconds)
             self._lost(group, 0)
@@ -86,22 +90,22 @@ class Workers:
                 "what it began is taken back; raise 'execTimeout' if it is slow by nature",
             ) from cause
         except OSError:
-            self._lost(group, _FAREWELL)
+            self._lost(group, _END_SECONDS)
             return None
 
     def close(self) -> None:
-        """End the processes, those at work when they have answered."""
+        """End the processes, after their current tasks."""
         with self._lock:
             self._closed = True
             group, self._group = self._group, None
         if group:
-            group.close(_FAREWELL)
+            group.close(_END_SECONDS)
 
     def _ready(self) -> "_Group | None":
-        """Return the processes; when there are none, have them started for the calls after this."""
+        """Return the processes; when there are none, start them for later calls."""
         with self._lock:
             startable = self._group is None and not self._starting and not self._closed
-            if startable and time.monotonic() >= self._rest_until:
+            if startable and time.monotonic() >= self._retry_at:
                 self._starting = True
                 threading.Thread(target=self._start, name="workers", daemon=True).start()
             return self._group
@@ -113,9 +117,9 @@ class Workers:
             if group and not self._closed:
                 self._group = group
                 return
-            self._rest_until = time.monotonic() + _REST
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
         if group:
-            group.close(_FAREWELL)
+            group.close(_END_SECONDS)
 
     def _started(self) -> "_Group | None":
         words = "calls that come at once take longer until it is tried again"
@@ -124,10 +128,10 @@ class Workers:
         except OSError as cause:
             log.warning("no process to attach in can be started, %s: %s", words, cause)
             return None
-        if group.is_ready(self._patience):
+        if group.is_ready(self._start_timeout):
             return group
         log.warning(
-            "the processes to attach in ended at their start, or did not end it in %g s: %s", self._patience, words
+            "the processes to attach in ended at their start, or did not end it in %g s: %s", self._start_timeout, words
         )
         group.close(0)
         return None
@@ -141,14 +145,14 @@ class Workers:
 
 
 class _Group:
-    """The processes and the line to them; the first one keeps up their number."""
+    """The processes and the socket to them; the first one replaces the others."""
 
     def __init__(self, count: int) -> None:
         start = f"from {worker_process.__name__} import main; main({{line}}, {count})"
-        self._first = Child(["-B", "-c", start], os.environ, patience=1)
+        self._first = Child(["-B", "-c", start], os.environ, send_timeout=1)
 
     def is_ready(self, seconds: float) -> bool:
-        """Wait until tasks can come; False when the first process ended instead, or *seconds* were not enough."""
+        """Wait until tasks are accepted; False when the first process ended, or after *seconds*."""
         line = self._first.line
         line.settimeout(seconds)
         try:
@@ -159,31 +163,31 @@ class _Group:
             line.settimeout(None)
 
     def ask(self, task: bytes, seconds: float) -> Answer | None:
-        """Ask and wait for the answer.
+        """Send a task and wait for the answer.
 
-        `BlockingIOError` when the line has no room, `TimeoutError` when *seconds* were not enough, another `OSError`
-        when nobody is left; code 11 when who took the task died.
+        `BlockingIOError` when the socket is full, `TimeoutError` after *seconds*, another `OSError` when no process is
+        left; code 11 when the process with the task died.
         """
         answer, theirs = os.pipe2(os.O_CLOEXEC)
         try:
             try:
                 socket.send_fds(self._first.line, [task], [theirs], socket.MSG_DONTWAIT)
             finally:
-                os.close(theirs)  # from here on only the line and who takes the task have it: its end is our end
-            return _read(_said(answer, time.monotonic() + seconds))
+                os.close(theirs)  # now only the worker has it: its death closes the pipe
+            return _read_answer(_read_all(answer, time.monotonic() + seconds))
         finally:
             os.close(answer)
 
     def close(self, seconds: float) -> None:
-        """Let the processes end when they have done what they are at; end them after *seconds*."""
-        self._first.hang_up()
+        """Let the processes end after their current tasks; kill them after *seconds*."""
+        self._first.close_input()
         if not self._first.ended(seconds):
             self._first.end()
         self._first.line.close()
 
 
-def _said(pipe: int, end: float) -> bytes:
-    """Read all that comes on a pipe until its other end is closed, until *end* (monotonic)."""
+def _read_all(pipe: int, end: float) -> bytes:
+    """Read a pipe until its other end is closed; `TimeoutError` at *end* (monotonic)."""
     poll, pieces = select.poll(), []
     poll.register(pipe, select.POLLIN)
     while True:
@@ -194,10 +198,10 @@ def _said(pipe: int, end: float) -> bytes:
             return b"".join(pieces)
 
 
-def _read(told: bytes) -> Answer:
-    """Return the answer; code 11 when it is cut short: who took the task died of it."""
+def _read_answer(data: bytes) -> Answer:
+    """Return the answer; code 11 when it is incomplete: the process with the task died."""
     try:
-        answer: Answer = pickle.loads(told)
+        answer: Answer = pickle.loads(data)
     except (EOFError, pickle.UnpicklingError) as cause:
         raise CniError(Code.TRY_AGAIN, "the process that attached died", "what it began is taken back") from cause
     return answer

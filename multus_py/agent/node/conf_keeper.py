@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our place in front of the default network, kept while the daemon runs: it looks at the conf folder every second."""
+"""Keeps our CNI config file in front of the default network's while the daemon runs: checks the folder every second."""
 
 import logging
 from collections import deque
@@ -17,10 +17,10 @@ log = logging.getLogger("multus_py")
 
 
 @dataclass(frozen=True)
-class Place:
-    """What is kept in place: our conf, and the shim when there is a *program*.
+class Installation:
+    """What is kept installed: our conf, and the shim when there is a *program*.
 
-    *socket_dir* is where a withdrawal would be said.
+    *socket_dir* has the mark of an uninstallation.
     """
 
     order: Order
@@ -29,15 +29,18 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Ears:
-    """Who is told: what was *found*; what *happened*, as kind (for a metric), reason and words (for an Event)."""
+class Callbacks:
+    """Called with the default network when it changes (*found*), and for each action (*happened*).
+
+    An action has a kind (for the metric), a reason and a message (for an Event; reason "": none).
+    """
 
     found: Callable[[Found], None]
     happened: Callable[[str, str, str], None]
 
 
-class Patience:
-    """How often a deed that somebody takes back is done again: at once at first, then after pauses that double."""
+class Backoff:
+    """When an action that is undone repeatedly may run again: at once at first, then after pauses that double."""
 
     AT_ONCE = 5  # times in WINDOW
     WINDOW = 60.0  # seconds
@@ -48,7 +51,7 @@ class Patience:
         self.pause = 0.0
 
     def due(self, now: float) -> bool:
-        """Tell whether it may be done now; what held for long enough is forgotten."""
+        """Tell whether the action may run now; after a long time without one the count starts anew."""
         if not self._times:
             return True
         last = self._times[-1]
@@ -58,114 +61,118 @@ class Patience:
         return now >= last + self.pause
 
     def done(self, now: float) -> None:
-        """Count one more time."""
+        """Count one action."""
         self._times.append(now)
         crowded = len(self._times) == self.AT_ONCE and now - self._times[0] <= self.WINDOW
         if self.pause or crowded:
             self.pause = min(max(2 * self.pause, self.SHORTEST), self.LONGEST)
 
 
-class Follower:
-    """Looks after one `Place`, which may be replaced while it runs; None: there is nothing to look after."""
+class ConfKeeper:
+    """Keeps one `Installation`, which may be replaced while it runs; None: nothing is installed by the daemon."""
 
-    def __init__(self, place: Place | None, ears: Ears, clock: Clock) -> None:
-        self.place = place
-        self._ears = ears
+    def __init__(self, installation: Installation | None, callbacks: Callbacks, clock: Clock) -> None:
+        self.installation = installation
+        self._callbacks = callbacks
         self._clock = clock
         self._network = DefaultNetwork(clock)
-        self._patience = Patience()
-        self._told = Found(None)
-        self._stood = False  # whether our conf was in place at the last look
-        self._rivals: list[Path] = []
+        self._backoff = Backoff()
+        self._reported = Found(None)
+        self._was_installed = False  # whether our conf was in place at the last check
+        self._earlier: list[Path] = []
         self._withdrawn = False
-        self._trouble = ""
+        self._error = ""
 
-    def look(self) -> None:
-        """Compare what is there with what should be, and set it right; what cannot be is told, when it is new."""
-        if self.place is None:
-            self._tell(Found(None))
+    def check(self) -> None:
+        """Compare the files with what they should be, and correct them; a new error is reported once."""
+        if self.installation is None:
+            self._report(Found(None))
             return
-        found = self._network.look(self.place.order) if self.place.order.wraps else Found(None)
-        self._tell(found)
+        found = self._network.find(self.installation.order) if self.installation.order.wraps else Found(None)
+        self._report(found)
         try:
-            self._keep(self.place, found)
+            self._keep(self.installation, found)
         except CniError as error:
-            if str(error) != self._trouble:
+            if str(error) != self._error:
                 log.warning("our place in front of the default network: %s; to be tried again", error)
-                self._ears.happened("install_failed", "InstallFailed", str(error))
-            self._trouble = str(error)
+                self._callbacks.happened("install_failed", "InstallFailed", str(error))
+            self._error = str(error)
             return
-        if self._trouble:
+        if self._error:
             log.info("our place in front of the default network: all is well again")
-        self._trouble = ""
+        self._error = ""
 
-    def _tell(self, found: Found) -> None:
-        if found == self._told:
+    def _report(self, found: Found) -> None:
+        if found == self._reported:
             return
-        if found.obstacle and found.obstacle != self._told.obstacle:
+        if found.obstacle and found.obstacle != self._reported.obstacle:
             log.warning("no default network: %s", found.obstacle)
-        elif found.conf and (self._told.conf is None or found.conf.path != self._told.conf.path):
+        elif found.conf and (self._reported.conf is None or found.conf.path != self._reported.conf.path):
             log.info("the default network is that of %s", found.conf.path)
-        self._told = found
-        self._ears.found(found)
+        self._reported = found
+        self._callbacks.found(found)
 
-    def _keep(self, place: Place, found: Found) -> None:
-        withdrawn = withdrawal.is_marked(place.socket_dir)
+    def _keep(self, installation: Installation, found: Found) -> None:
+        withdrawn = withdrawal.is_marked(installation.socket_dir)
         if withdrawn != self._withdrawn:
             log.info("uninstalled: nothing is put in place any more" if withdrawn else "installed again")
         self._withdrawn = withdrawn
         if withdrawn:
-            self._stood = False
+            self._was_installed = False
             return
-        if place.program and executable.install(place.program, place.order.folders.bin / place.order.name):
-            self._done("shim_placed", "", f"{place.order.folders.bin / place.order.name} was put in place")
-        # While the default network is away our conf stays as it is: pods wait, instead of starting without their
-        # networks. Without any default network there never was one to wrap.
-        if found.conf or not place.order.wraps:
-            self._keep_conf(place.order, found)
-        self._warn_of_rivals(place.order)
+        if installation.program and executable.install(
+            installation.program, installation.order.folders.bin / installation.order.name
+        ):
+            self._done(
+                "shim_placed", "", f"{installation.order.folders.bin / installation.order.name} was put in place"
+            )
+        # While the default network is missing our conf stays as it is: pods wait, instead of starting without their
+        # networks. Without any default network nothing was written yet.
+        if found.conf or not installation.order.wraps:
+            self._keep_conf(installation.order, found)
+        self._warn_of_earlier(installation.order)
 
     def _keep_conf(self, order: Order, found: Found) -> None:
         text, target = cni_conf.text(order, found.conf), order.target
         if files.has_content(target, text, cni_conf.MODE):
-            self._stood = True
+            self._was_installed = True
             return
-        if not self._stood or cni_conf.read(target) is not None:
+        if not self._was_installed or cni_conf.read(target) is not None:
             self._write(target, text)
             self._done("conf_written", "", f"{target} was written")
             return
-        if self._patience.due(self._clock.monotonic()):
-            self._put_back(target, text)
+        if self._backoff.due(self._clock.monotonic()):
+            self._restore(target, text)
 
     def _write(self, target: Path, text: bytes) -> None:
         for path in cni_conf.set_former_aside(target.parent):
             self._done("conf_set_aside", "", f"{path} calls multus-cni and was set aside")
         files.replace(target, text, cni_conf.MODE)
-        self._stood = True
+        self._was_installed = True
 
-    def _put_back(self, target: Path, text: bytes) -> None:
+    def _restore(self, target: Path, text: bytes) -> None:
         copies = cni_conf.copies(target)
         self._write(target, text)
         for copy in copies:
             files.remove(copy)
-        self._patience.done(self._clock.monotonic())
+        self._backoff.done(self._clock.monotonic())
         how = f"renamed to {copies[0].name}" if copies else "removed or replaced"
         again = (
-            f"; this happens again and again, the next time we wait for {self._patience.pause:g} s: tell the one who "
+            f"; this happens again and again, the next time we wait for {self._backoff.pause:g} s: tell the one who "
             "does it to leave other confs alone (Cilium: cni.exclusive=false)"
-            if self._patience.pause
+            if self._backoff.pause
             else ""
         )
         self._done("conf_put_back", "ConfPutBack", f"{target} was {how} by somebody and put back{again}")
 
-    def _warn_of_rivals(self, order: Order) -> None:
-        rivals = cni_conf.earlier(order.target)
-        for path in rivals:
-            if path not in self._rivals:
+    def _warn_of_earlier(self, order: Order) -> None:
+        earlier = cni_conf.earlier(order.target)
+        for path in earlier:
+            if path not in self._earlier:
                 words = f"{path} sorts before {order.target.name}: the runtime calls it instead of us; rename it"
                 self._done("conf_overtaken", "ConfOvertaken", words)
-        self._rivals = rivals
+        self._earlier = earlier
 
     def _done(self, kind: str, reason: str, words: str) -> None:
         log.log(logging.WARNING if reason else logging.INFO, "%s", words)
-        self._ears.happened(kind, reason, words)
+        self._callbacks.happened(kind, reason, words)

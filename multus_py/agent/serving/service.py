@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from multus_py.agent.concurrency.lanes import Lanes
+from multus_py.agent.concurrency.call_limits import CallLimits
 from multus_py.agent.concurrency.workers import Workers
 from multus_py.agent.reconciling import hotplug
 from multus_py.agent.serving.api import NotReady
@@ -73,7 +73,7 @@ class Service:
     store: KubeStore | None
     executables: Executables
     metrics: Metrics
-    lanes: Lanes
+    limits: CallLimits
     workers: Workers | None = None
     serving: threading.Event = field(default_factory=threading.Event)
     network: Mapping[str, str] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Service:
             self._refuse_unready(call.verb)
             self._ended.note(call)
             node, call = self.node(call)
-            with self.lanes.admitted(call) as first:
+            with self.limits.admitted(call) as first:
                 return HANDLERS[call.verb](call, node) if first else None
 
     def delegate(self, env: Mapping[str, str], stdin: bytes, asked: dict[str, Any]) -> dict[str, Any] | None:
@@ -106,7 +106,7 @@ class Service:
             # The delegate's config is its own: the daemon's file alone says how we work.
             node = self.own_node({"name": call.config["name"], "cniVersion": call.version})
             call = replace(call, path=(node.config.bin_dir, *(folder for folder in call.path if folder != "/")))
-            with self.lanes.admitted(call) as first:
+            with self.limits.admitted(call) as first:
                 return self._one_more(call, asked, node) if first else None
 
     def _one_more(self, call: Call, asked: dict[str, Any], node: Node) -> dict[str, Any] | None:
@@ -164,7 +164,7 @@ class Service:
             sleep=time.sleep,
             monotonic=time.monotonic,
             workers=self.workers,
-            slot=self.lanes.place,
+            slot=self.limits.slot,
         )
 
     def _pod(self, call: Call) -> Pod | None:

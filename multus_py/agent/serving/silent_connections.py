@@ -27,7 +27,7 @@ class Unheard:
                 if left > 0:
                     self._changed.wait(left)
                 else:
-                    self._hang_up(oldest)
+                    self._close_input(oldest)
             self._waiting[connection] = time.monotonic()
 
     def heard(self, connection: socket.socket) -> None:
@@ -41,9 +41,9 @@ class Unheard:
         with self._changed:
             late = time.monotonic() - self._seconds
             for connection in [one for one, since in self._waiting.items() if since <= late]:
-                self._hang_up(connection)
+                self._close_input(connection)
 
-    def _hang_up(self, connection: socket.socket) -> None:
+    def _close_input(self, connection: socket.socket) -> None:
         """Have its thread read the end of its request."""
         del self._waiting[connection]
         with suppress(OSError):

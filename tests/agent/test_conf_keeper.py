@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from multus_py.agent.node import default_network
-from multus_py.agent.node.conf_keeper import Ears, Follower, Patience, Place
+from multus_py.agent.node.conf_keeper import Backoff, Callbacks, ConfKeeper, Installation
 from multus_py.agent.node.default_network import Clock, Found
 from multus_py.install import executable, primary, shim, withdrawal
 from multus_py.install.cni_conf import Folders, Order
@@ -23,7 +23,7 @@ def conflist(name, *types, **more):
 
 @dataclass
 class Stand:
-    """A node's folders, a follower over them, what it told, and the time."""
+    """A node's folders, a keeper of our conf there, what it reported, and the time."""
 
     root: Path
     order: Order
@@ -34,9 +34,9 @@ class Stand:
     day: float = 0.0
 
     def __post_init__(self):
-        ears = Ears(self.found.append, self._hear)
-        self.follower = Follower(
-            Place(self.order, self.root / "run"), ears, Clock(lambda: self.now, lambda: self.now + self.day)
+        callbacks = Callbacks(self.found.append, self._hear)
+        self.keeper = ConfKeeper(
+            Installation(self.order, self.root / "run"), callbacks, Clock(lambda: self.now, lambda: self.now + self.day)
         )
 
     def _hear(self, kind, reason, words):
@@ -57,10 +57,10 @@ class Stand:
     def look(self, seconds=0.0, step=1.0):
         """Look now, and every *step* seconds until *seconds* are over."""
         end = self.now + seconds
-        self.follower.look()
+        self.keeper.check()
         while self.now < end:
             self.now += step
-            self.follower.look()
+            self.keeper.check()
 
     def kinds(self):
         return [kind for kind, _ in self.happened]
@@ -201,7 +201,7 @@ def test_we_never_wrap_ourselves(stand):
 def test_the_one_that_was_named_is_the_only_one(stand):
     """multusMasterCNI: no other conf is taken, now or later."""
     named = stand.conf / "30-named.conflist"
-    stand.follower.place = replace(stand.follower.place, order=replace(stand.order, primary=named))
+    stand.keeper.installation = replace(stand.keeper.installation, order=replace(stand.order, primary=named))
     stand.put("10-a.conflist", conflist("a", "ptp"))
     stand.look(200)
     assert "30-named.conflist" in stand.found[-1].obstacle
@@ -235,7 +235,7 @@ def test_after_a_quiet_time_patience_is_back(stand):
     for _ in range(8):
         stand.order.target.unlink(missing_ok=True)
         stand.look(1)
-    stand.look(Patience.LONGEST + Patience.WINDOW + 60)
+    stand.look(Backoff.LONGEST + Backoff.WINDOW + 60)
     stand.order.target.unlink()
     stand.look(1)
     assert stand.order.target.exists()
@@ -277,7 +277,7 @@ def test_a_withdrawal_is_respected_and_the_network_goes_on(stand):
 def test_the_shim_is_kept_in_place(stand):
     """With a folder for it the shim is placed, replaced when it is another, and placed again when it is removed."""
     program = replace(executable.shim_for(), runs_here=False)
-    stand.follower.place = replace(stand.follower.place, program=program)
+    stand.keeper.installation = replace(stand.keeper.installation, program=program)
     stand.look()
     target = stand.root / "bin" / "multus-py"
     assert shim.path().read_bytes() == target.read_bytes()
@@ -295,7 +295,7 @@ def test_multus_cnis_conf_is_set_aside_and_a_named_folder_is_looked_in(stand):
     elsewhere = stand.root / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "10-ovn.conf").write_text(json.dumps({"cniVersion": "0.4.0", "name": "ovn", "type": "ovn-k8s"}))
-    stand.follower.place = replace(stand.follower.place, order=replace(stand.order, look_in=elsewhere))
+    stand.keeper.installation = replace(stand.keeper.installation, order=replace(stand.order, look_in=elsewhere))
     stand.look(1)
     assert str(elsewhere / "10-ovn.conf") == stand.written()["clusterNetwork"]
     assert ["00-multus-py.conflist"] == [path.name for path in primary.conf_files(stand.conf)]
@@ -303,7 +303,7 @@ def test_multus_cnis_conf_is_set_aside_and_a_named_folder_is_looked_in(stand):
 
 def test_a_network_that_the_config_names_needs_no_file(stand):
     """clusterNetwork by the name of a definition, or inline delegates: our conf is written at once."""
-    stand.follower.place = replace(stand.follower.place, order=replace(stand.order, wraps=False))
+    stand.keeper.installation = replace(stand.keeper.installation, order=replace(stand.order, wraps=False))
     stand.look(1)
     assert ([], {"type": "multus-py", "socketDir": "/run/x"}) == (stand.found, stand.written())
 
