@@ -36,7 +36,7 @@ from multus_py.state.spool import Spool
 from multus_py.verbs import plugins
 
 if TYPE_CHECKING:
-    from multus_py.agent.node.certificate import Keeper
+    from multus_py.agent.node.certificate import CertificateRotation
 
 log = logging.getLogger("multus_py")
 
@@ -168,7 +168,7 @@ class Daemon:
         if (self._store is None or self._store.ready()) and not self._service.serving.is_set():
             log.info("ready")
             self._service.serving.set()
-            self._dynamic.look_at_all()
+            self._dynamic.process_all()
 
     def _follow_config(self, *, again: bool) -> None:
         """Read the file when it changed, or *again* as SIGHUP asks for; what cannot be read changes nothing."""
@@ -203,18 +203,18 @@ class Daemon:
                 return
 
     def _round(self) -> None:
-        self._dynamic.look_at_all()
+        self._dynamic.process_all()
         node = self._service.own_node()
         self._reconciler.release_dead(node)
         if self._service.ready() and self._store:
-            self._reconciler.tell_missing(node, self._store.pods_here())
+            self._reconciler.report_missing(node, self._store.pods_here())
 
-    def _keep_certificate(self, keeper: "Keeper") -> None:
+    def _keep_certificate(self, keeper: "CertificateRotation") -> None:
         """Have the node's client certificate asked for and renewed."""
         pause = 0.0
         while not self._over.wait(pause):
             try:
-                pause = keeper.look()
+                pause = keeper.advance()
             except Exception:
                 log.exception("the client certificate met something that nobody expected; it goes on")
                 pause = _CALM
@@ -291,7 +291,7 @@ class Daemon:
         if self._keeper and config.remove_on_exit == "deleted":
             self._keeper.close()
             self._keeping.join(_FAREWELL / 2)  # it must not write what is removed now
-            self._keeper.forget()
+            self._keeper.remove_files()
         log.info("%s was removed; %d sandboxes are left", order.target, done.remaining.sandboxes)
 
     def clean(self) -> installation.Remaining:
@@ -329,7 +329,7 @@ def _own_pod() -> PodRef | None:
     return PodRef(namespace, name) if namespace and name else None
 
 
-def _is_to_leave(config: DaemonConfig, keeper: "Keeper | None") -> bool:
+def _is_to_leave(config: DaemonConfig, keeper: "CertificateRotation | None") -> bool:
     if config.remove_on_exit != "deleted":
         return config.remove_on_exit == "always"
     settings = configs.parse({"name": "multus-py", **config.overlay})
@@ -342,7 +342,7 @@ def _is_to_leave(config: DaemonConfig, keeper: "Keeper | None") -> bool:
 
     try:
         if keeper:
-            keeper.vouch(
+            keeper.verify(
                 _FAREWELL / 2
             )  # who has no certificate is refused everything, and not because the DaemonSet is gone
         return daemonset.is_deleted(Client(_kubeconfig(config, settings)), ref, _FAREWELL)
@@ -366,19 +366,19 @@ def _store(config: DaemonConfig) -> NodeStore | None:
     return None
 
 
-def _keeper(config: DaemonConfig, tell: Callable[[str, str, str], None]) -> "Keeper | None":
+def _keeper(config: DaemonConfig, tell: Callable[[str, str, str], None]) -> "CertificateRotation | None":
     """Return the keeper of the node's client certificate, None when there is to be none."""
     if config.certificate is None:
         return None
     # With it comes the cryptography package: 0.1 s, 20 MB.
-    from multus_py.agent.node.certificate import Keeper, World
+    from multus_py.agent.node.certificate import CertificateRotation, Environment
     from multus_py.kube import kubeconfig
 
     settings = configs.parse({"name": "multus-py", **config.overlay})
     first = config.certificate.bootstrap or settings.kubeconfig
     bootstrap = partial(kubeconfig.read, Path(first)) if first else partial(kubeconfig.in_cluster, os.environ)
-    world = World(bootstrap, Clock(time.monotonic, time.time), tell)
-    return Keeper(config.certificate, _node_name(settings), world)
+    world = Environment(bootstrap, Clock(time.monotonic, time.time), tell)
+    return CertificateRotation(config.certificate, _node_name(settings), world)
 
 
 def _kubeconfig(config: DaemonConfig, settings: MultusConfig) -> str | None:

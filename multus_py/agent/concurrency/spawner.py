@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's line to the process that starts executables (`spawner_process`): the daemon itself never forks."""
+"""The daemon's side of the process that starts executables (`spawner_process`): the daemon itself never forks."""
 
 import contextlib
 import itertools
@@ -22,16 +22,16 @@ from multus_py.cni.errors import CniError, Code
 from multus_py.cni.executables import ProcessResult, candidate_paths, retry_while_busy, timeout_error
 
 _CHUNK = 65536
-_LOOK = 0.5  # seconds between two looks whether the other process is still there
-_FAREWELL = 2.0  # seconds for it to end by itself
+_CHECK_SECONDS = 0.5  # seconds between two checks that the process still runs
+_END_SECONDS = 2.0  # seconds for it to end by itself
 
 
 class Spawner:
     """`Executables` in another process. *chroot* is the folder in which executables are found and run, "" for none.
 
-    *environment* is what executables get beside the call's own; *slots* bounds how many run at once; *awaited* is
-    called by a thread before it waits for one. A process that dies, or does not answer within *patience* seconds, is
-    code 11 for whoever waits for it, and another one is started for the next call.
+    *environment* is added to that of the call; *slots* bounds how many run at once; *awaited* is
+    called by a thread before it waits for one. A process that dies, or does not reply within *reply_timeout* seconds,
+    is code 11 for its callers, and a new one is started for the next call.
     """
 
     def __init__(
@@ -40,13 +40,13 @@ class Spawner:
         environment: Mapping[str, str] | None = None,
         slots: int = 32,
         awaited: Callable[[], object] = lambda: None,
-        patience: int = 30,
+        reply_timeout: int = 30,
     ) -> None:
         self._chroot = chroot
         self._environment = dict(environment or {})
         self._slots = threading.BoundedSemaphore(slots)
         self._awaited = awaited
-        self._patience = patience
+        self._reply_timeout = reply_timeout
         self._lock = threading.Lock()
         self._line: _Line | None = None
 
@@ -89,13 +89,15 @@ class Spawner:
             status = exit_told.result()
             if "errno" in status:
                 raise OSError(status["errno"], "")
-            return ProcessResult(os.waitstatus_to_exitcode(status["status"]), bytes(talk.said[0]), bytes(talk.said[1]))
+            return ProcessResult(
+                os.waitstatus_to_exitcode(status["status"]), bytes(talk.output[0]), bytes(talk.output[1])
+            )
 
     def _connected(self) -> "_Line":
         with self._lock:
             if self._line is None or self._line.lost:
                 try:
-                    self._line = _Line(self._chroot, self._patience)
+                    self._line = _Line(self._chroot, self._reply_timeout)
                 except OSError as cause:
                     raise CniError(
                         Code.TRY_AGAIN, f"the process that starts executables cannot be started: {cause}"
@@ -104,16 +106,16 @@ class Spawner:
 
 
 class _Line:
-    """One process that starts executables, and who waits for its answers."""
+    """One process that starts executables, and the callers that wait for its replies."""
 
-    def __init__(self, chroot: str, patience: int) -> None:
-        self._patience = patience
+    def __init__(self, chroot: str, reply_timeout: int) -> None:
+        self._reply_timeout = reply_timeout
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
         self.lost = False
         program = ["-ISB", spawner_process.__file__, "{line}", chroot]
-        self._child = Child(program, {"PATH": os.defpath}, patience)
+        self._child = Child(program, {"PATH": os.defpath}, reply_timeout)
         threading.Thread(target=self._listen, name="spawner", daemon=True).start()
 
     def ask(self, message: dict[str, Any], ends: list[int]) -> tuple[int, Future[dict[str, Any]]]:
@@ -132,23 +134,23 @@ class _Line:
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
         """Ask what the process answers at once."""
-        _, told = self.ask(message, [])
+        _, reply = self.ask(message, [])
         try:
-            return told.result(self._patience)
+            return reply.result(self._reply_timeout)
         except TimeoutError as cause:
             raise self._hangs() from cause
 
     def kill(self, number: int, exit_told: Future[dict[str, Any]]) -> None:
         """Have an executable ended; return when it is, or when the kernel does not let it end."""
         self._send({"id": number, "kill": True}, [])
-        if not _told_within(exit_told, time.monotonic() + self._patience):
+        if not _told_within(exit_told, time.monotonic() + self._reply_timeout):
             self._waiting.pop(number, None)
             self.answer({"find": "", "in": []})  # raises when it is the process that hangs
 
     def close(self) -> None:
         """End the process and everything that it started."""
         self._child.close_input()
-        if not self._child.ended(_FAREWELL):
+        if not self._child.ended(_END_SECONDS):
             self._child.end(with_children=True)
 
     def _send(self, message: dict[str, Any], ends: list[int]) -> None:
@@ -164,12 +166,12 @@ class _Line:
             raise CniError(Code.TRY_AGAIN, f"the process that starts executables does not answer: {cause}") from cause
 
     def _hangs(self) -> CniError:
-        """End the process with all that it started; return what its callers are told."""
+        """Kill the process with all that it started; return the error for its callers."""
         self.lost = True  # at once: who listens learns of the end a moment later
         self._child.end(with_children=True)
         return CniError(
             Code.TRY_AGAIN,
-            f"the process that starts executables did not answer within {self._patience} s and was ended",
+            f"the process that starts executables did not answer within {self._reply_timeout} s and was ended",
             "another one is started for the next call",
         )
 
@@ -182,10 +184,10 @@ class _Line:
                 body = b""
             if not body:
                 break
-            told = json.loads(body)
-            if answer := self._waiting.pop(told["id"], None):
-                answer.set_result(told)
-        with self._lock:  # the process is gone: whoever waits is told, the next call starts another
+            reply = json.loads(body)
+            if answer := self._waiting.pop(reply["id"], None):
+                answer.set_result(reply)
+        with self._lock:  # the process ended: its callers get an error, the next call starts a new one
             self.lost = True
             lost, self._waiting = self._waiting, {}
         for answer in lost.values():
@@ -221,7 +223,7 @@ class _Talk:
     ) -> None:
         self._ends, self._open, self.end, self._exit_told = ends, open_ends, end, exit_told
         self._left = memoryview(stdin)
-        self.said: tuple[bytearray, bytearray] = (bytearray(), bytearray())
+        self.output: tuple[bytearray, bytearray] = (bytearray(), bytearray())
 
     def finished(self) -> bool:
         """Talk to the end; False when the time was over before."""
@@ -237,8 +239,8 @@ class _Talk:
                 return False
             if self._exit_told.done():
                 self._exit_told.result()  # raises when the process that started it is lost
-            for end, _ in poll.poll(min(pause, _LOOK) * 1000):
-                if self._write(end) if end == writer else self._read(end, self.said[readers.index(end)]):
+            for end, _ in poll.poll(min(pause, _CHECK_SECONDS) * 1000):
+                if self._write(end) if end == writer else self._read(end, self.output[readers.index(end)]):
                     poll.unregister(end)
                     os.close(end)
                     self._open.discard(end)
@@ -252,10 +254,10 @@ class _Talk:
         return not self._left
 
     @staticmethod
-    def _read(end: int, said: bytearray) -> bool:
+    def _read(end: int, output: bytearray) -> bool:
         chunk = os.read(end, _CHUNK)
-        if len(said) <= INPUT_LIMIT:
-            said += chunk
+        if len(output) <= INPUT_LIMIT:
+            output += chunk
         return not chunk
 
 

@@ -21,7 +21,7 @@ MESSAGE = 200_000  # bytes of one message: CNI's environment is far smaller, the
 
 
 def _serve(line: socket.socket) -> None:
-    """Start what is asked for, tell how it ended, until the daemon is gone."""
+    """Start the requested executables and report how they ended, until the daemon closes the socket."""
     poll = select.poll()
     poll.register(line.fileno(), select.POLLIN)
     running: dict[int, tuple[int, int]] = {}  # pidfd -> (the daemon's number, pid)
@@ -72,7 +72,7 @@ def _spawn(path: str, env: dict[str, str], ends: list[int]) -> int:
 
 
 def _tell(line: socket.socket, message: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # the daemon is gone: the next read says so
+    with contextlib.suppress(OSError):  # the daemon ended: the next read returns that
         line.send(json.dumps(message).encode())
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a node's container runtime looks for CNI confs and plugins, read from its own config under a root folder.
+"""Where a node's container runtime reads CNI confs and plugins, from its own config under a root folder.
 
 *root* is the node's file system as this process sees it: "/" on the node itself, the mount of it in a container. All
-paths that are told are the node's own. Sources: containerd-config.toml(5) and its CRI plugin's guide, crio.conf(5).
+returned paths are the node's own. Sources: containerd-config.toml(5) and its CRI plugin's guide, crio.conf(5).
 """
 
 import os
@@ -14,9 +14,9 @@ from typing import Any
 
 from multus_py.kernel.host_root import within
 
-CONF_DIR, BIN_DIR = "/etc/cni/net.d", "/opt/cni/bin"  # what both runtimes take when nothing is said
+CONF_DIR, BIN_DIR = "/etc/cni/net.d", "/opt/cni/bin"  # the defaults of both runtimes
 
-# Where distributions keep containerd's config; the running process tells where it really is.
+# Where distributions have containerd's config; the command line of the running process has precedence.
 _CONTAINERD = (
     "/etc/containerd/config.toml",
     "/var/lib/rancher/k3s/agent/etc/containerd/config.toml",
@@ -32,7 +32,7 @@ _CRI = ("io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "cri")
 
 @dataclass(frozen=True)
 class Runtime:
-    """A container runtime. *config* is the file that was read, *trouble* why it could not be: then defaults are told.
+    """A container runtime. *config* is the file that was read, *trouble* why it cannot be: then defaults are returned.
 
     *conf_limit* is how many confs of the folder it uses (0: all), *network* the name of the only one it takes, if so;
     *template* the file from which it writes a conf itself.
@@ -54,7 +54,7 @@ class _Unreadable(Exception):
 
 
 def runtimes(root: Path) -> list[Runtime]:
-    """Return the runtimes that serve pods: those that run, else those whose config is there."""
+    """Return the runtimes that serve pods: those that run, else those whose config exists."""
     running = [found for words in _commands(root) for found in _of_command(root, words)]
     return list(dict.fromkeys(running)) or list(_configured(root))
 
@@ -136,7 +136,7 @@ def _containerd(root: Path, path: str, *, running: bool = False) -> Iterator[Run
         yield Runtime("containerd", path, running=running, trouble=str(trouble))
         return
     if set(_texts(body, "disabled_plugins")) & set(_CRI):
-        return  # somebody else's: docker has one of its own
+        return  # that of docker
     sections = [_table(body, "plugins", name, "cni") for name in _CRI]
     section = next(filter(None, sections), sections[0])
     bin_dir = _text(section, "bin_dir") or BIN_DIR

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks of running pods follow their annotation: what the journal has is compared with what is asked for now.
 
-Whatever changed, and whenever: who is told of a change only has the pod looked at, and a look starts from nothing but
-the journal, the pod and the definitions as they are then.
+A change only queues the pod. Processing starts from the journal, the pod and the definitions of that moment.
 """
 
 import logging
@@ -37,12 +36,12 @@ _VARYING = re.compile(r"[0-9a-f]*[0-9][0-9a-f]*")
 _ENDED = ("Succeeded", "Failed")
 
 
-# --- what is there beside what is asked -------------------------------------------------------------------------------
+# --- comparing -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Change:
-    """What the annotation means for the networks that are there."""
+    """What the annotation changes of the existing networks."""
 
     plug: tuple[Selection, ...]
     unplug: tuple[Attachment, ...]
@@ -53,9 +52,9 @@ def compare(
 ) -> Change:
     """Return what has to be attached and detached; a network that is asked for as before stays, whatever its number.
 
-    What is only *half* there, by interface, is made anew.
+    Interfaces in *half* were attached in part and are attached again.
 
-    Definitions are not read: what is there stays as it was made, also when its definition was changed or deleted. What
+    Definitions are not read: existing networks stay as they are, also when a definition was changed or deleted. What
     the platform's config, a `/delegate` request or another program brought is never detached.
     """
     primary = next((item for item in there if item.primary), None)
@@ -64,9 +63,9 @@ def compare(
     # Who names an interface chooses first: another network of that name would take it for its own.
     for n, choice in sorted(enumerate(asked), key=lambda one: not one[1].interface):
         whole = (item for item in left if item.ifname not in half)
-        kept = next((item for item in whole if _is_as_asked(item, choice, primary)), None)
-        if kept:
-            left.remove(kept)
+        existing = next((item for item in whole if _is_as_asked(item, choice, primary)), None)
+        if existing:
+            left.remove(existing)
         else:
             new.append(n)
     return Change(tuple(asked[n] for n in sorted(new)), tuple(item for item in left if _is_the_pods(item, config)))
@@ -90,14 +89,14 @@ def _has_device(item: Attachment, choice: Selection) -> bool:
 
 
 def _has_args(plugin: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
-    """Tell whether a plugin's config holds the asked `cni-args`; more of them may be the definition's own."""
+    """Tell whether a plugin's config has the requested `cni-args`; others may come from the definition."""
     args = plugin.get("args")
     cni = args.get("cni") if isinstance(args, Mapping) else None
     return not asked or (isinstance(cni, Mapping) and all(cni.get(key) == value for key, value in asked.items()))
 
 
 def _has_wishes(item: Attachment, asked: Mapping[str, Any], runtimes: Mapping[str, Any]) -> bool:
-    """Tell whether what was asked of a network is what it has; *runtimes* is what the runtime asked of the pod."""
+    """Tell whether a network has what is requested; *runtimes* are the runtime's own requests."""
     for key in capabilities.REQUESTABLE:
         has, wants = item.capabilities.get(key), asked.get(key)
         if has == wants or (key == "deviceID" and item.device):
@@ -108,7 +107,7 @@ def _has_wishes(item: Attachment, asked: Mapping[str, Any], runtimes: Mapping[st
 
 
 def _is_the_pods(item: Attachment, config: MultusConfig) -> bool:
-    """Tell whether an annotation brought a network. Of a page that an earlier build wrote, the name has to tell."""
+    """Tell whether the annotation requested a network; in entries of earlier builds its name decides."""
     if item.origin:
         return item.origin == POD
     platform = {f"{config.multus_namespace}/{name}" for name in (config.cluster_network, *config.default_networks)}
@@ -116,7 +115,7 @@ def _is_the_pods(item: Attachment, config: MultusConfig) -> bool:
 
 
 def _half(entry: Entry, node: Node) -> list[str]:
-    """Return the interfaces whose network did not come to be whole: the process that attached it was killed."""
+    """Return the interfaces whose ADD did not complete: the process was killed."""
     return [
         item.ifname
         for item in entry.attachments
@@ -157,10 +156,10 @@ def _sandboxes(journal: Journal) -> Iterator[Entry]:
 
 @dataclass
 class _Failing:
-    """What a pod asks for and could not be done: told once, waited for. *asked* is the annotation of the pod's uid."""
+    """Requests of a pod that failed: reported once, then retried. *asked* is the annotation of the pod's uid."""
 
     asked: tuple[str, str]
-    told: set[str] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)
     networks: set[str] = field(default_factory=set)
     status_is_old: bool = False
 
@@ -168,44 +167,44 @@ class _Failing:
 class DynamicAttachments:
     """Has pods looked at when they or what they wait for changed, until each has what it asks for.
 
-    *wanted* tells whether the config says so, *ready* whether the cluster's word is known; *admitted* counts the
+    *enabled* returns whether the config enables it, *ready* whether the store is synced; *admitted* counts the
     work on one sandbox among the runtime's calls for the time of a block, *pods_here* returns the pods of this node.
     """
 
     def __init__(
         self,
         node: Callable[[], Node],
-        wanted: Callable[[], bool],
+        enabled: Callable[[], bool],
         ready: Callable[[], bool],
         admitted: Callable[[Call], AbstractContextManager[object]],
         pods_here: Callable[[], Sequence[Pod]],
     ) -> None:
-        self._node, self._wanted, self._ready, self._admitted = node, wanted, ready, admitted
+        self._node, self._enabled, self._ready, self._admitted = node, enabled, ready, admitted
         self._pods_here = pods_here
         self._failing: dict[Key, _Failing] = {}
-        self.queue = PodQueue(self.look)
+        self.queue = PodQueue(self.process)
 
-    def look_at_all(self, after: float = 0.0) -> None:
+    def process_all(self, after: float = 0.0) -> None:
         """Have all pods compared soon."""
-        if self._wanted():
+        if self._enabled():
             self.queue.add(_EVERY, after)
 
     def config_changed(self) -> None:
         """Have all pods compared, and what failed tried again now: the config may have been the reason."""
-        self.look_at_all()
+        self.process_all()
         for key in list(self._failing):
             self.queue.add(key)
 
     def pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         """Have a pod looked at whose annotation changed; one that appears may have been edited before that."""
-        if not self._wanted():
+        if not self._enabled():
             return
         if new is None:
             if old:
                 self.queue.drop((old.namespace, old.name))
                 self._failing.pop((old.namespace, old.name), None)
         elif old is None:
-            self.look_at_all(_SETTLE)
+            self.process_all(_SETTLE)
         elif (old.uid, old.annotations.get(NETWORKS)) != (new.uid, new.annotations.get(NETWORKS)):
             self.queue.add((new.namespace, new.name))
 
@@ -218,14 +217,14 @@ class DynamicAttachments:
             if f"{about.namespace}/{about.name}" in failing.networks:
                 self.queue.add(key)
 
-    def look(self, key: Key) -> bool:
-        """Look at one pod, or compare all; False when it has to be done again."""
-        if not self._wanted():
+    def process(self, key: Key) -> bool:
+        """Process one pod, or compare all; False when it has to be retried."""
+        if not self._enabled():
             self._failing.clear()
             return True
         if not self._ready():
             return False
-        return self._compare_all() if key == _EVERY else self._look_at(key)
+        return self._compare_all() if key == _EVERY else self._process_pod(key)
 
     def _compare_all(self) -> bool:
         """Have those pods looked at that differ: one reading of the journal for all of them, and none of the kernel."""
@@ -241,7 +240,7 @@ class DynamicAttachments:
                 self.queue.offer(key)
         return True
 
-    def _look_at(self, key: Key) -> bool:
+    def _process_pod(self, key: Key) -> bool:
         node = self._node()
         if node.store is None:
             return True
@@ -258,46 +257,46 @@ class DynamicAttachments:
         if failing is None or failing.asked != asked:
             failing = _Failing(asked)
         failing.networks.clear()
-        # A pod that is made anew may have a sandbox of before beside the new one.
+        # A pod with a new sandbox may still have the previous one.
         mine = [entry for entry in _sandboxes(node.journal) if _follows(entry, pod)]
-        done = [self._follow(entry, _Look(node, pod, failing)) for entry in mine]
+        done = [self._follow(entry, _Pass(node, pod, failing)) for entry in mine]
         if all(done):
             self._failing.pop(key, None)
         else:
             self._failing[key] = failing
         return all(done)
 
-    def _follow(self, entry: Entry, look: "_Look") -> bool:
+    def _follow(self, entry: Entry, current: "_Pass") -> bool:
         """Make one sandbox have what is asked for; False when something is left to be done."""
-        call = _call_for(entry, look.node)
+        call = _call_for(entry, current.node)
         try:
             with self._admitted(call):
-                look.follow(entry, call)
-        except hotplug.Gone:
+                current.follow(entry, call)
+        except hotplug.UnknownSandbox:
             return True
         except CniError as error:
-            # The page is held by an ADD or DEL, or the annotation cannot be read.
+            # The sandbox is locked by an ADD or DEL, or the annotation cannot be read.
             if error.code != Code.TRY_AGAIN:
-                look.tell_failure("FailedAttach", NETWORKS, error)
+                current.report_failure("FailedAttach", NETWORKS, error)
             return False
-        return not look.troubles
+        return not current.errors
 
 
 @dataclass
-class _Look:
-    """One look at one pod, and how many *troubles* it met."""
+class _Pass:
+    """One processing of one pod, and its number of *errors*."""
 
     node: Node
     pod: Pod
     failing: _Failing
-    troubles: int = 0
+    errors: int = 0
 
     def follow(self, before: Entry, call: Call) -> None:
-        """Compare once more while nobody else works on the sandbox, then detach and attach one by one."""
-        with self.node.journal.lock_sandbox(before.container_id, before.ifname, wait=False) as page:
-            entry = page.entry
+        """Compare again under the lock of the sandbox, then detach and attach one by one."""
+        with self.node.journal.lock_sandbox(before.container_id, before.ifname, wait=False) as file:
+            entry = file.entry
         if entry is None or not _follows(entry, self.pod):
-            raise hotplug.Gone(Code.UNKNOWN_CONTAINER, f"sandbox {before.container_id} is gone")
+            raise hotplug.UnknownSandbox(Code.UNKNOWN_CONTAINER, f"sandbox {before.container_id} is gone")
         asked = _asked(self.pod)
         change = compare(entry.attachments, asked, self.node.config, _half(entry, self.node))
         if self.failing.status_is_old:
@@ -308,7 +307,7 @@ class _Look:
         stuck = [item for item in reversed(change.unplug) if not self._unplug(item, call)]
         there = [item for item in entry.attachments if item not in change.unplug or item in stuck]
         for choice in sorted(change.plug, key=lambda one: not (one.device_id or one.claim or one.container)):
-            # One that cannot be detached yet would be there twice.
+            # One that cannot be detached yet would exist twice.
             if f"{choice.namespace}/{choice.name}" not in [item.name for item in stuck]:
                 ifname = choice.interface or free_name(there, asked)
                 there += self._plug(replace(choice, interface=ifname), there, call)
@@ -317,7 +316,7 @@ class _Look:
         try:
             there = hotplug.unplug(item.ifname, call, self.node, self.pod)
         except Exception as error:  # noqa: BLE001  a delegate may raise anything: the other networks go on
-            # The network may be gone all the same, and only the status not be told.
+            # The network may be detached all the same, and only the status not published.
             self.failing.status_is_old = True
             self._failed("FailedDetach", item.name, item.ifname, error)
             return False
@@ -335,7 +334,7 @@ class _Look:
                 there, choice, call, pod, sources=Sources(node.config, node.store), device_sources=given
             )
             result = hotplug.plug(attachment, call, node, pod)
-        except hotplug.Gone:
+        except hotplug.UnknownSandbox:
             raise
         except Exception as error:  # noqa: BLE001  as above
             reason = "NoNetworkFound" if isinstance(error, NoNetwork) else "FailedAttach"
@@ -347,18 +346,18 @@ class _Look:
     def _failed(self, reason: str, network: str, ifname: str, error: Exception) -> None:
         """Note what is to be tried again."""
         self.failing.networks.add(network)
-        self.tell_failure(reason, f"network {network} as {ifname}", error)
+        self.report_failure(reason, f"network {network} as {ifname}", error)
 
-    def tell_failure(self, reason: str, about: str, error: Exception) -> None:
-        """Tell what failed, unless an earlier try failed in the same way."""
-        self.troubles += 1
+    def report_failure(self, reason: str, about: str, error: Exception) -> None:
+        """Report what failed, unless an earlier attempt failed in the same way."""
+        self.errors += 1
         words = str(error) if str(error).startswith(about) else f"{about}: {error or repr(error)}"
         # Numbers differ from one try to the next: process ids, addresses, times.
         known = _VARYING.sub("#", f"{reason} {words}")
-        if known in self.failing.told:
+        if known in self.failing.reported:
             log.debug("pod %s: %s; to be tried again", self.pod.ref, words)
             return
-        self.failing.told.add(known)
+        self.failing.reported.add(known)
         defect = None if isinstance(error, CniError) else error
         log.warning("pod %s: %s; to be tried again", self.pod.ref, words, exc_info=defect)
         self._tell("Warning", reason, words)
@@ -368,7 +367,7 @@ class _Look:
             if self.node.store:
                 self.node.store.event(self.pod, kind, reason, message)
         except CniError as error:
-            log.warning("event %s of pod %s was not told: %s", reason, self.pod.ref, error)
+            log.warning("event %s of pod %s was not reported: %s", reason, self.pod.ref, error)
 
 
 def _differs(entry: Entry, pod: Pod, node: Node) -> bool:
@@ -377,7 +376,7 @@ def _differs(entry: Entry, pod: Pod, node: Node) -> bool:
     try:
         return compare(entry.attachments, _asked(pod), node.config, _half(entry, node)) != Change((), ())
     except CniError:
-        return True  # the look tells
+        return True  # reported when it is processed
 
 
 def _asked(pod: Pod) -> tuple[Selection, ...]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks of a pod that runs already: one more, one less, journalled like those that came with ADD."""
+"""Attach and detach single networks of a running pod; the journal has them like those of ADD."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,91 +29,91 @@ from multus_py.state.journal_entry import (
 from multus_py.verbs import attach, default_route, teardown
 from multus_py.verbs.node import Node
 
-PRIMARY = "eth0"  # the interface of a sandbox that nothing is known of yet
+PRIMARY = "eth0"  # the interface of a sandbox that is not recorded yet
 
 
-class Gone(CniError):
-    """A sandbox that is not on record: its DEL came, or nobody we know attached it."""
+class UnknownSandbox(CniError):
+    """A sandbox that is not recorded: its DEL came, or another program attached it."""
 
 
 def never() -> bool:
-    """Take up no sandbox that has no page: who compared it with its page knows that the DEL came meanwhile."""
+    """Adopt no sandbox without a journal entry: it had one before, so its DEL came meanwhile."""
     return False
 
 
 @contextmanager
 def sandbox(call: Call, node: Node, adopt: Callable[[], bool]) -> Iterator[tuple[SandboxFile, Entry]]:
-    """Open the journal page of the sandbox that *call* is about, whatever its own interface is called.
+    """Lock the sandbox of *call*, whatever the name of its first interface is, and return its journal file and entry.
 
-    One that another program attached gets a page, if *adopt* says so once no DEL can be at work: what is known of it
-    elsewhere, so that its DEL stays whole. Else it is `Gone`.
+    One that another program attached gets an entry of what is recorded of it elsewhere, when *adopt* returns True under
+    the lock. Else it is `UnknownSandbox`.
     """
     known = [ifname for container_id, ifname in node.journal.sandboxes() if container_id == call.container_id]
     ifname = known[0] if known else PRIMARY
-    with node.journal.lock_sandbox(call.container_id, ifname) as page, node.slot(call.verb):
-        # A page without attachments tells of failures alone: what the sandbox had is detached.
-        if not (page.entry and page.entry.attachments) and not adopt():
-            raise Gone(
+    with node.journal.lock_sandbox(call.container_id, ifname) as file, node.slot(call.verb):
+        # An entry without attachments has failures alone: the sandbox was detached.
+        if not (file.entry and file.entry.attachments) and not adopt():
+            raise UnknownSandbox(
                 Code.UNKNOWN_CONTAINER,
                 f"sandbox {call.container_id} has no networks any more",
                 "its DEL came before: nothing can be attached to it",
             )
-        if page.entry:
-            yield page, page.entry
+        if file.entry:
+            yield file, file.entry
             return
         whole = replace(call, ifname=PRIMARY)
-        there = [replace(one, origin=OTHER) for one, _ in teardown.recorded_attachments(page, whole, node)]
-        yield page, Entry(
-            node.config.name, call.container_id, PRIMARY, call.netns, tuple(there), pod_ref(call), boot_id(),
-            progress={one.ifname: uncertain_progress(one) for one in there}, since=uptime(), path=call.path,
+        existing = [replace(one, origin=OTHER) for one, _ in teardown.recorded_attachments(file, whole, node)]
+        yield file, Entry(
+            node.config.name, call.container_id, PRIMARY, call.netns, tuple(existing), pod_ref(call), boot_id(),
+            progress={one.ifname: uncertain_progress(one) for one in existing}, since=uptime(), path=call.path,
         )  # fmt: skip
 
 
 def plug(attachment: Attachment, call: Call, node: Node, pod: Pod | None, adopt: Callable[[], bool] = never) -> Result:
-    """Attach one more network; on an error it is taken back and the page is as it was.
+    """Attach one network; on an error it is rolled back and the entry is as before.
 
-    A default route that it asks for moves to it: connections of the pod over the one before may end.
+    A default route that it requests moves to it: connections of the pod over the previous one may end.
     """
-    with sandbox(call, node, adopt) as (page, entry):
+    with sandbox(call, node, adopt) as (file, entry):
         if any(other.ifname == attachment.ifname for other in entry.attachments):
             raise CniError(Code.INVALID_CONFIG, f"the sandbox has an interface {attachment.ifname} already")
         node.chain.refuse_unfit(attachment, call)
         attach.refuse_taken_names(call.netns, [attachment])
         grown = replace(entry, attachments=(*entry.attachments, attachment), netns=call.netns)
         with node.journal.lock_for_attach():
-            page.write(grown)
+            file.write(grown)
             try:
-                told = _attach(page, grown.attachments, call, node)
-                results.write(told[-1][1], call.version)  # before anybody is told: an old version cannot say all
-                attach.publish_status(told, call.netns, node, pod)
+                attached = _attach(file, grown.attachments, call, node)
+                results.write(attached[-1][1], call.version)  # before it is published: an old version may not hold it
+                attach.publish_status(attached, call.netns, node, pod)
             except BaseException as error:
-                if trouble := try_step(lambda: _take_back(page, entry, call, node)):
-                    error.add_note(f"and could not be taken back yet, the pod's DEL will: {trouble}")
+                if problem := try_step(lambda: _roll_back(file, entry, call, node)):
+                    error.add_note(f"and could not be rolled back yet, the pod's DEL will: {problem}")
                 raise
-    return told[-1][1]
+    return attached[-1][1]
 
 
 def _attach(
-    page: SandboxFile, attachments: Sequence[Attachment], call: Call, node: Node
+    file: SandboxFile, attachments: Sequence[Attachment], call: Call, node: Node
 ) -> list[attach.AttachedNetwork]:
-    """Attach the last of *attachments*, the others are there; return all with their results."""
+    """Attach the last of *attachments*, the others exist; return all with their results."""
     *before, new = attachments
-    attach.attach_networks(page, [new], call, node, existing=before)
-    page.set_progress(new, *complete_progress(new))
+    attach.attach_networks(file, [new], call, node, existing=before)
+    file.set_progress(new, *complete_progress(new))
     claimed = default_route.claims(attachments)  # a default route that comes with the new one yields to those before it
     return attach.apply_default_routes(attach.cached_results(attachments, call, node), claimed, call, node)
 
 
-def _take_back(page: SandboxFile, before: Entry, call: Call, node: Node) -> None:
-    """Detach the network that could not be plugged; the page is as it was *before*, and knows what failed."""
-    if page.entry:
-        attachment = page.entry.attachments[-1]
-        failure, _ = _detach(attachment, page.entry.progress_of(attachment), before, call, node)
-        page.write(_failed(before, failure))
+def _roll_back(file: SandboxFile, before: Entry, call: Call, node: Node) -> None:
+    """Detach the network that could not be attached, and write the entry *before* with what failed."""
+    if file.entry:
+        attachment = file.entry.attachments[-1]
+        failure, _ = _detach(attachment, file.entry.progress_of(attachment), before, call, node)
+        file.write(_failed(before, failure))
 
 
 def _failed(entry: Entry, failure: Failure | None) -> Entry:
-    """Return *entry* with a failure more; one network that fails again and again is one failure."""
+    """Return *entry* with the failure added; repeated failures of one network are one."""
     if failure is None:
         return entry
     which = (failure.attachment.name, failure.attachment.ifname)
@@ -122,16 +122,16 @@ def _failed(entry: Entry, failure: Failure | None) -> Entry:
 
 
 def unplug(ifname: str, call: Call, node: Node, pod: Pod | None, adopt: Callable[[], bool] = never) -> bool:
-    """Detach the network with the interface *ifname*; False when the journal knows none."""
-    with sandbox(call, node, adopt) as (page, entry):
+    """Detach the network with the interface *ifname*; False when the journal has none."""
+    with sandbox(call, node, adopt) as (file, entry):
         found = next((item for item in entry.attachments if item.ifname == ifname and not item.primary), None)
         if found is None:
             return False
         call = replace(call, netns=call.netns or entry.netns)
         left = _without(found, entry)
-        failure, told = _detach(found, entry.progress_of(found), left, call, node)
-        page.write(_failed(left, failure))
-        attach.publish_status(told, call.netns, node, pod)
+        failure, attached = _detach(found, entry.progress_of(found), left, call, node)
+        file.write(_failed(left, failure))
+        attach.publish_status(attached, call.netns, node, pod)
     return True
 
 
@@ -146,21 +146,21 @@ def _without(attachment: Attachment, entry: Entry) -> Entry:
 def _detach(
     attachment: Attachment, progress: Progress, left: Entry, call: Call, node: Node
 ) -> tuple[Failure | None, list[attach.AttachedNetwork]]:
-    """Detach one network and give back the default routes that it claimed; return what is *left* with its results."""
+    """Detach one network and restore the default routes that it claimed; return what is *left* with its results."""
     failure = teardown.detach_network(attachment, progress, call, node, left.attachments)
-    kept = attach.cached_results(left.attachments, call, node)
-    return failure, attach.restore_default_routes(kept, default_route.claims([attachment]), call, node)
+    cached = attach.cached_results(left.attachments, call, node)
+    return failure, attach.restore_default_routes(cached, default_route.claims([attachment]), call, node)
 
 
 def requested_attachment(call: Call, asked: Mapping[str, Any], node: Node, pod: Pod | None) -> Attachment:
-    """Return the attachment that a `/delegate` request describes: the delegate's own config, and the wishes *asked*.
+    """Return the attachment that a `/delegate` request describes: the delegate's config and the attributes *asked*.
 
-    The request has no word for a device or a default route, multus-cni's neither: the config names its device itself,
-    and an annotation that is followed has both.
+    The request has no field for a device or a default route, as with multus-cni: the config names its device, and the
+    annotation has both.
     """
     conf = Sources(node.config, node.store).conflist(call.config, "delegate request")
-    wishes = {key: value for key, value in asked.items() if key in ("ips", "mac", "cni-args") and value}
-    element = {"name": "delegate", "interface": call.ifname, **wishes}
+    attributes = {key: value for key, value in asked.items() if key in ("ips", "mac", "cni-args") and value}
+    element = {"name": "delegate", "interface": call.ifname, **attributes}
     (choice,) = selection.parse(json.dumps([element]), "default", "interfaceAttributes")
     return decide.requested_attachment(
         conf, replace(choice, name=conf.name, namespace=pod.namespace if pod else ""), call, node.config, pod

@@ -20,14 +20,14 @@ class _Waiting:
 
 
 class PodQueue:
-    """Has *look* called with each key that was added; False from it means: again, after 1, 2, 4 … *longest* seconds.
+    """Calls *process* with each key that was added; when it returns False again after 1, 2, 4 … *longest* seconds.
 
-    A key is never looked at by two threads, and one that is added meanwhile is looked at once more: the last look
+    A key is never processed by two threads, and one that is added meanwhile is processed again: the last call
     always began after the last change. What is done is forgotten.
     """
 
-    def __init__(self, look: Callable[[Key], bool], first: float = 1.0, longest: float = 300.0) -> None:
-        self._look = look
+    def __init__(self, process: Callable[[Key], bool], first: float = 1.0, longest: float = 300.0) -> None:
+        self._process = process
         self._first, self._longest = first, longest
         self._changed = threading.Condition()
         self._waiting: dict[Key, _Waiting] = {}
@@ -35,12 +35,12 @@ class PodQueue:
         self._closed = False
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start processing."""
         for n in range(WORKERS):
             threading.Thread(target=self._work, name=f"follow pods {n}", daemon=True).start()
 
     def close(self) -> None:
-        """Begin no further look."""
+        """Start no further call."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -71,9 +71,9 @@ class PodQueue:
     def _work(self) -> None:
         while (key := self._taken()) is not None:
             try:
-                done = self._look(key)
-            except Exception:  # one pod's trouble must not keep the others waiting
-                log.exception("the look at %s met something that nobody expected; it is looked at again", key)
+                done = self._process(key)
+            except Exception:  # an error of one pod must not stop the others
+                log.exception("unexpected error while processing %s; it is retried", key)
                 done = False
             self._put_back(key, done)
 

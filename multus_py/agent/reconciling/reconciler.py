@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node set right from what is written down: DELs replayed, dead sandboxes released, missing interfaces told of.
+"""Reconciles the node with its records: DELs are replayed, removed sandboxes released, missing interfaces reported.
 
-Whatever one DEL, page or pod meets, the others are looked at; what fails is tried again after longer and longer pauses.
+An error of one DEL, sandbox or pod does not stop the others; what fails is retried at growing intervals.
 """
 
 import logging
@@ -36,10 +36,10 @@ class Pauses:
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._of: dict[Hashable, tuple[float, float]] = {}  # what -> (not before, the pause that leads there)
+        self._of: dict[Hashable, tuple[float, float]] = {}  # key -> (not before, the last pause)
 
     def over(self, what: Hashable) -> bool:
-        """Tell whether *what* may be tried."""
+        """Tell whether *what* may be retried now."""
         return self._monotonic() >= self._of.get(what, (0.0, 0.0))[0]
 
     def failed(self, what: Hashable) -> None:
@@ -47,16 +47,16 @@ class Pauses:
         pause = min(self._of.get(what, (0.0, _FIRST_PAUSE / 2))[1] * 2, _LONGEST_PAUSE)
         self._of[what] = (self._monotonic() + pause, pause)
 
-    def keep(self, there: set[Hashable]) -> None:
-        """Forget all that is not there any more."""
-        self._of = {what: pause for what, pause in list(self._of.items()) if what in there}  # others write meanwhile
+    def keep_only(self, existing: set[Hashable]) -> None:
+        """Remove everything that does not exist any more."""
+        self._of = {what: pause for what, pause in list(self._of.items()) if what in existing}
 
 
 @dataclass
 class Reconciler:
-    """Looks over the node at start and from time to time. *count* is told of each thing done, by kind.
+    """Runs at start and at intervals. *count* is called with the kind of each action.
 
-    *left* is how many networks failed and could not be taken back, as the last round saw it.
+    *left* is the number of networks that failed and could not be rolled back, as of the last round.
     """
 
     spool: Spool
@@ -65,7 +65,7 @@ class Reconciler:
     heal: bool = False
     monotonic: Callable[[], float] = time.monotonic
     left: int = 0
-    _told: set[tuple[str, str, str]] = field(default_factory=set)
+    _reported: set[tuple[str, str, str]] = field(default_factory=set)
     _replaying: set[Path] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -74,13 +74,13 @@ class Reconciler:
         self._threads, self._lock = 0, threading.Lock()  # how many replay now
 
     def replay_spool(self) -> None:
-        """Begin to make up for the DELs that came while nobody listened, a few at once, oldest first.
+        """Start to replay the DELs that the shim could not deliver, a few at once, oldest first.
 
         Threads of their own do it: one that hangs keeps neither the others waiting nor the daemon from its end.
         """
-        there = self.spool.files()
-        self._tombstones.keep(set(there))
-        due = [path for path in there if path not in self._replaying and self._tombstones.over(path)]
+        existing = self.spool.files()
+        self._tombstones.keep_only(set(existing))
+        due = [path for path in existing if path not in self._replaying and self._tombstones.over(path)]
         self._replaying.update(due)
         self._due.extend(due)
         with self._lock:
@@ -112,15 +112,15 @@ class Reconciler:
         """Return a DEL that waits; one that the disk does not give now stays for another time."""
         try:
             return self.spool.read(path)
-        except OSError as trouble:
-            log.warning("spool: %s cannot be read: %s; to be tried again", path.name, trouble)
+        except OSError as error:
+            log.warning("spool: %s cannot be read: %s; to be tried again", path.name, error)
             self._tombstones.failed(path)
             return None
 
     def _replay(self, tombstone: Tombstone) -> None:
         """Make up for one DEL; what fails stays for another time."""
-        if trouble := try_step(lambda: self.replay(tombstone)):
-            log.warning("spool: %s: %s; to be tried again", tombstone.path.name, trouble)
+        if error := try_step(lambda: self.replay(tombstone)):
+            log.warning("spool: %s: %s; to be tried again", tombstone.path.name, error)
             self._tombstones.failed(tombstone.path)
         else:
             tombstone.remove()
@@ -129,86 +129,86 @@ class Reconciler:
     def release_dead(self, node: Node) -> None:
         """Detach the sandboxes whose namespace is gone: the kernel frees no addresses, devices and rules.
 
-        What failed to come to be and could not be taken back is tried again here, too.
+        Networks that failed and could not be rolled back are retried here, too.
         """
-        there = node.journal.sandboxes()
-        self._sandboxes.keep(set(there))
+        existing = node.journal.sandboxes()
+        self._sandboxes.keep_only(set(existing))
         given_up: list[tuple[float, tuple[str, str]]] = []
         left = 0
-        for sandbox in there:
-            if self._sandboxes.over(sandbox) and (trouble := try_step(lambda: self._release(sandbox, node))):  # noqa: B023
-                log.warning("sandbox %s (%s): %s", *sandbox, trouble)
+        for sandbox in existing:
+            if self._sandboxes.over(sandbox) and (error := try_step(lambda: self._release(sandbox, node))):  # noqa: B023
+                log.warning("sandbox %s (%s): %s", *sandbox, error)
                 self._sandboxes.failed(sandbox)
             failures = _failures(node, sandbox)
             left += len(failures[0])
             given_up += [failures[1]] if failures[1] else []
         self.left = left
         for _, sandbox in sorted(given_up, reverse=True)[_FINAL_KEPT:]:
-            try_step(lambda: self._drop(sandbox, node))  # noqa: B023
+            try_step(lambda: self._remove_given_up(sandbox, node))  # noqa: B023
 
     def _release(self, sandbox: tuple[str, str], node: Node) -> None:
-        """Take down one sandbox if it is gone; raise when something has to be tried again."""
-        with node.journal.lock_sandbox(*sandbox, wait=False) as page:
-            entry = page.entry
+        """Detach one sandbox if it was removed; raise when something has to be retried."""
+        with node.journal.lock_sandbox(*sandbox, wait=False) as file:
+            entry = file.entry
             if entry is None:
-                self._release_damaged(page, sandbox, node)
+                self._release_damaged(file, sandbox, node)
                 return
             pending = [failure for failure in entry.failures if not failure.is_final]
             if not entry.attachments and not pending:
                 return
             if entry.attachments and not entry.is_gone():
                 if pending:
-                    teardown.retry_failures(page, call_for(entry, "DEL", node), node)
-                    _raise_pending(page)
+                    teardown.retry_failures(file, call_for(entry, "DEL", node), node)
+                    _raise_pending(file)
                 return
-            teardown.detach_sandbox(page, call_for(entry, "DEL", node), node)
-            _raise_pending(page)
+            teardown.detach_sandbox(file, call_for(entry, "DEL", node), node)
+            _raise_pending(file)
         if entry.attachments:
             log.info("sandbox %s (%s): its namespace was gone, released", *sandbox)
             self.count("released")
         if entry.pod and node.store:
             node.store.forget(entry.pod)
 
-    def _release_damaged(self, page: SandboxFile, sandbox: tuple[str, str], node: Node) -> None:
-        """Take down a sandbox whose page cannot be trusted, when its results name namespaces that are all gone."""
+    def _release_damaged(self, file: SandboxFile, sandbox: tuple[str, str], node: Node) -> None:
+        """Detach a sandbox with a damaged journal file when all namespaces of its cached results are gone."""
         namespaces = node.chain.cache.namespaces(sandbox[0])
-        if page.damaged and namespaces and all(map(is_namespace_gone, namespaces)):
-            teardown.detach_sandbox(page, Call("DEL", *sandbox[:1], "", sandbox[1], (), (node.config.bin_dir,)), node)
-            _raise_pending(page)
-            log.info("sandbox %s (%s): its page was damaged and its namespace gone, released", *sandbox)
+        if file.damaged and namespaces and all(map(is_namespace_gone, namespaces)):
+            teardown.detach_sandbox(file, Call("DEL", *sandbox[:1], "", sandbox[1], (), (node.config.bin_dir,)), node)
+            _raise_pending(file)
+            log.info("sandbox %s (%s): its file was damaged and its namespace gone, released", *sandbox)
             self.count("released")
 
-    def _drop(self, sandbox: tuple[str, str], node: Node) -> None:
-        """Forget the oldest of what was given up: there may be thousands of a network that never worked."""
-        with node.journal.lock_sandbox(*sandbox, wait=False) as page:
-            if page.entry and not page.entry.attachments and all(one.is_final for one in page.entry.failures):
+    def _remove_given_up(self, sandbox: tuple[str, str], node: Node) -> None:
+        """Remove the entry of a sandbox that was given up: there may be thousands of a network that never worked."""
+        with node.journal.lock_sandbox(*sandbox, wait=False) as file:
+            if file.entry and not file.entry.attachments and all(one.is_final for one in file.entry.failures):
                 log.warning("sandbox %s (%s): forgotten, more than %d were given up since", *sandbox, _FINAL_KEPT)
-                page.clear()
+                file.clear()
                 self.count("forgotten")
 
-    def tell_missing(self, node: Node, pods: list[Pod]) -> None:
-        """Raise an Event for each interface that a running pod asked for and does not have; once for each."""
+    def report_missing(self, node: Node, pods: list[Pod]) -> None:
+        """Publish an Event for each interface that a running pod requested and does not have, once for each."""
         if node.store is None:
             return
         entries, unread = {}, False
         for sandbox in node.journal.sandboxes():
             try:
-                entry = node.journal.read(*sandbox)  # without its lock: one that is worked on is not missing
+                entry = node.journal.read(*sandbox)  # without its lock: a call may hold it
             except CniError:
-                unread = True  # it may be any pod's
+                unread = True  # it may be that of any pod
             else:
                 if entry.pod and entry.attachments:
                     entries[(entry.pod.namespace, entry.pod.name)] = entry
-        self._told = {known for known in self._told if known[0] in {pod.uid or pod.name for pod in pods}}
+        self._reported = {known for known in self._reported if known[0] in {pod.uid or pod.name for pod in pods}}
         for pod in pods:
             if pod.phase == "Running" and not pod.deleted:
                 entry_of = entries.get((pod.namespace, pod.name))
                 if entry_of is None and unread:
                     continue
-                if trouble := try_step(lambda: self._tell_of(pod, entry_of, node)):  # noqa: B023
-                    log.warning("pod %s: its interfaces cannot be looked at: %s", pod.ref, trouble)
+                if error := try_step(lambda: self._report_pod(pod, entry_of, node)):  # noqa: B023
+                    log.warning("pod %s: its interfaces cannot be looked at: %s", pod.ref, error)
 
-    def _tell_of(self, pod: Pod, entry: Entry | None, node: Node) -> None:
+    def _report_pod(self, pod: Pod, entry: Entry | None, node: Node) -> None:
         if entry is None:
             if pod.annotations.get(NETWORKS) and not pod.host_network:
                 self._event(
@@ -224,19 +224,19 @@ class Reconciler:
 
     def _event(self, pod: Pod, node: Node, reason: str, message: str) -> None:
         known = (pod.uid or pod.name, reason, message)
-        if known in self._told or node.store is None:
+        if known in self._reported or node.store is None:
             return
-        self._told.add(known)
+        self._reported.add(known)
         self.count("told")
         try:
             node.store.event(pod, "Warning", reason, message)
         except CniError as error:
-            log.warning("event %s of pod %s was not told: %s", reason, pod.ref, error)
+            log.warning("event %s of pod %s was not networks: %s", reason, pod.ref, error)
 
 
-def _raise_pending(page: SandboxFile) -> None:
-    """Raise what still failed, for a longer pause before the next try."""
-    if pending := [failure for failure in (page.entry.failures if page.entry else ()) if not failure.is_final]:
+def _raise_pending(file: SandboxFile) -> None:
+    """Raise what still fails: the next retry follows after a longer pause."""
+    if pending := [failure for failure in (file.entry.failures if file.entry else ()) if not failure.is_final]:
         raise CniError(Code.INTERNAL, f"try {pending[0].tries}: {pending[0].reason}")
 
 
@@ -251,37 +251,37 @@ def _failures(node: Node, sandbox: tuple[str, str]) -> tuple[tuple[object, ...],
 
 
 def missing(entry: Entry) -> list[str]:
-    """Return the interfaces of the entry that are not in its namespace; none when that cannot be looked into."""
+    """Return the interfaces of the entry that are not in its namespace; none when it cannot be entered."""
     try:
         with netlink.open(entry.netns) as kernel:
-            there = {link.name for link in kernel.links()}
+            existing = {link.name for link in kernel.links()}
     except CniError:
         return []
-    return [attachment.ifname for attachment in entry.attachments if attachment.ifname not in there]
+    return [attachment.ifname for attachment in entry.attachments if attachment.ifname not in existing]
 
 
 def heal(entry: Entry, node: Node, pod: Pod) -> None:
-    """Attach the missing interfaces again: what is left of them is taken down first. The pod is told what it has."""
+    """Attach the missing interfaces again, after detaching what is left of them; then publish the network status."""
     call = call_for(entry, "ADD", node)
     with (
-        node.journal.lock_sandbox(entry.container_id, entry.ifname) as page,
+        node.journal.lock_sandbox(entry.container_id, entry.ifname) as file,
         node.slot(call.verb),
         node.journal.lock_for_attach(),
     ):
-        if page.entry is None:
+        if file.entry is None:
             return
-        there, lost = page.entry.attachments, missing(page.entry)
-        for attachment in there:
+        attachments, lost = file.entry.attachments, missing(file.entry)
+        for attachment in attachments:
             if attachment.ifname in lost:
-                teardown.detach_network(attachment, page.entry.progress_of(attachment), call, node, there)
-                page.write_progress(attachment, *uncertain_progress(attachment))
+                teardown.detach_network(attachment, file.entry.progress_of(attachment), call, node, attachments)
+                file.write_progress(attachment, *uncertain_progress(attachment))
                 node.chain.add(attachment, call)
-                page.write_progress(attachment, *complete_progress(attachment))
+                file.write_progress(attachment, *complete_progress(attachment))
                 log.info("sandbox %s: %s attached again", entry.container_id, attachment.ifname)
-        told = attach.apply_default_routes(
-            attach.cached_results(there, call, node), default_route.claims(there), call, node
+        networks = attach.apply_default_routes(
+            attach.cached_results(attachments, call, node), default_route.claims(attachments), call, node
         )
-        attach.publish_status(told, call.netns, node, pod)
+        attach.publish_status(networks, call.netns, node, pod)
 
 
 def call_for(entry: Entry, verb: str, node: Node) -> Call:

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, Protocol
 
-from multus_py.agent.serving.silent_connections import Unheard
+from multus_py.agent.serving.silent_connections import SilentConnections
 from multus_py.cni import result as results
 from multus_py.cni import serve
 from multus_py.cni.errors import CniError, Code, to_cni_error
@@ -24,10 +24,10 @@ from multus_py.state import spool
 OUR_SHIM = "X-Multus-Py-Shim"
 BODY_LIMIT = 24 * 1024 * 1024  # bytes: a config of 16 MiB in base64, and an environment
 _READ_TIMEOUT = 30  # seconds for a shim to say what it wants, and again to take the answer
-_UNHEARD = 256  # connections whose request was not read yet
+_SILENT = 256  # connections whose request was not read yet
 _SIZE_DIGITS = 20  # of a Content-Length: Python reads no number of thousands
 _QUEUE = 1024
-_UNBOUNDED = ("STATUS", "VERSION")  # verbs that only ask whether we are well: they wait for nobody
+_UNBOUNDED = ("STATUS", "VERSION")  # verbs that need no slot
 _METHODS = {"/cni": ("POST",), "/delegate": ("POST",), "/healthz": ("GET", "POST"), "/readyz": ("GET", "POST")}
 
 
@@ -57,7 +57,7 @@ class Reply:
 
 
 def listen(path: Path, service: Service, connections: int) -> "Server":
-    """Bind the socket at *path* (0600 in a folder of 0700); what stood there before is replaced."""
+    """Bind the socket at *path* (0600 in a folder of 0700); an existing one is replaced."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     mask = os.umask(0o177)
@@ -76,7 +76,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def __init__(self, path: str, service: Service, connections: int) -> None:
         self.service = service
-        self.unheard = Unheard(_UNHEARD, _READ_TIMEOUT)
+        self.silent = SilentConnections(_SILENT, _READ_TIMEOUT)
         self._places = threading.BoundedSemaphore(connections)
         self._open = 0
         self._closed = threading.Condition()
@@ -87,8 +87,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         return nullcontext() if verb in _UNBOUNDED else self._places
 
     def service_actions(self) -> None:
-        """End those who take too long to say what they want; called twice a second."""
-        self.unheard.end_late()
+        """Close connections that send no request in time; called twice a second."""
+        self.silent.close_late()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002  the base class's shape
         """Let root and our own user in (SO_PEERCRED: unix(7))."""
@@ -97,7 +97,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin a thread for one connection."""
-        self.unheard.add(request)
+        self.silent.add(request)
         with self._closed:
             self._open += 1
         try:
@@ -114,13 +114,13 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             self._left(request)
 
     def _left(self, request: Any) -> None:
-        self.unheard.heard(request)
+        self.silent.remove(request)
         with self._closed:
             self._open -= 1
             self._closed.notify_all()
 
     def finish(self, seconds: float) -> None:
-        """End: answer, within so many seconds, all who connected while the socket had its name; nobody is cut off."""
+        """Stop: unlink the socket, answer within *seconds* every connection that was made before, then close."""
         Path(str(self.server_address)).unlink(missing_ok=True)
         self.shutdown()
         self.socket.setblocking(False)
@@ -174,11 +174,11 @@ class _Handler(BaseHTTPRequestHandler):
         stdin = b""
         try:
             body = self._body(int(size))
-            self.server.unheard.heard(self.connection)
+            self.server.silent.remove(self.connection)
             env, stdin = spool.request(body)
             with self.server.place(env.get("CNI_COMMAND", "")):
-                told = self._told(env, stdin, body)
-            return self._answer(told)
+                result = self._dispatch(env, stdin, body)
+            return self._answer(result)
         except CniError as error:
             unready = isinstance(error, NotReady) and self.headers.get(OUR_SHIM)
             status = HTTPStatus.SERVICE_UNAVAILABLE if unready else HTTPStatus.BAD_REQUEST
@@ -195,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise CniError(Code.DECODE, "the request is not whole", f"it has {_READ_TIMEOUT} s to come")
         return body
 
-    def _told(self, env: dict[str, str], stdin: bytes, body: bytes) -> dict[str, Any] | None:
+    def _dispatch(self, env: dict[str, str], stdin: bytes, body: bytes) -> dict[str, Any] | None:
         if self.path == "/cni":
             return self.server.service.cni(env, stdin)
         asked = json.loads(body).get("interfaceAttributes") or {}

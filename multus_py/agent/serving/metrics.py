@@ -12,7 +12,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import MetricsHandler
 
-from multus_py.agent.serving.silent_connections import Unheard
+from multus_py.agent.serving.silent_connections import SilentConnections
 from multus_py.cni.call import VERBS
 from multus_py.cni.errors import CniError, Code
 
@@ -22,14 +22,14 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 
 
 class _Words:
-    """Words that may be labels, for each is kept for the life of the process: *known* ones, then the first to come."""
+    """Values for labels, which are kept for the life of the process: *known* ones, then the first *limit*."""
 
     def __init__(self, limit: int, known: Iterable[str] = ()) -> None:
         self._limit = limit
         self._known = set(known)
 
     def one(self, word: str) -> str:
-        """Return the word, or "other" when there are enough of them."""
+        """Return the value, or "other" when the limit is reached."""
         if word not in self._known:
             if len(self._known) >= self._limit or len(word) > _LONGEST:
                 return "other"
@@ -81,7 +81,7 @@ class Metrics:
         self._delegate_seconds.labels(self._plugins.one(plugin), verb, "ok" if code == 0 else "error").observe(seconds)
 
     def gauge(self, name: str, words: str, value: Callable[[], float]) -> None:
-        """Show a number that is read when somebody looks."""
+        """Add a gauge whose value is read at each scrape."""
         Gauge(f"multus_py_{name}", words, registry=self.registry).set_function(value)
 
     def serve(self, address: str, port: int) -> None:
@@ -91,19 +91,19 @@ class Metrics:
 
 
 class _Server(ThreadingHTTPServer):
-    """A thread for each connection, few at once: whoever reaches the port may connect and say nothing."""
+    """A thread for each connection, few at once: any peer that reaches the port may connect and send nothing."""
 
     def __init__(self, address: str, port: int, registry: CollectorRegistry) -> None:
         self.address_family, _, _, _, place = socket.getaddrinfo(
             address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        self._peers = Unheard(_PEERS, _PEER_SECONDS)
+        self._peers = SilentConnections(_PEERS, _PEER_SECONDS)
         handler = type("Handler", (MetricsHandler,), {"registry": registry, "timeout": _PEER_SECONDS})
         super().__init__((str(place[0]), port), handler)
 
     def service_actions(self) -> None:
-        """End those who take too long; called twice a second."""
-        self._peers.end_late()
+        """Close connections that send no request in time; called twice a second."""
+        self._peers.close_late()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin a thread for one connection."""
@@ -115,7 +115,7 @@ class _Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._peers.heard(request)
+            self._peers.remove(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Let who went away go."""
+        """Ignore a peer that closed the connection."""

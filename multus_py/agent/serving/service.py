@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon as the socket sees it: each call gets a node of the config that holds for it, and a place in a lane."""
+"""The calls of the daemon: each gets the node that its config describes, and is counted among those in progress."""
 
 import logging
 import threading
@@ -66,7 +66,7 @@ class Ended:
 class Service:
     """All calls of one node. *config* is replaced whole when the file changes; the rest stays.
 
-    *network* is the default network's conf as it was found on the node, *obstacle* why nothing can be attached to it.
+    *network* is the default network's conf as found on the node, *obstacle* why nothing can be attached to it.
     """
 
     config: DaemonConfig
@@ -103,7 +103,7 @@ class Service:
             if call.verb == "VERSION":
                 return None
             self._refuse_unready(call.verb)
-            # The delegate's config is its own: the daemon's file alone says how we work.
+            # The config of the call is the delegate's: our own settings come from the daemon's file alone.
             node = self.own_node({"name": call.config["name"], "cniVersion": call.version})
             call = replace(call, path=(node.config.bin_dir, *(folder for folder in call.path if folder != "/")))
             with self.limits.admitted(call) as first:
@@ -130,15 +130,15 @@ class Service:
     def _unplugged(call: Call, node: Node, pod: Pod | None, adopt: Callable[[], bool]) -> bool:
         try:
             return hotplug.unplug(call.ifname, call, node, pod, adopt)
-        except hotplug.Gone:
+        except hotplug.UnknownSandbox:
             return False
 
     def _may_adopt(self, call: Call, pod: Pod | None) -> bool:
-        """Tell whether a sandbox without a page is one that another program attached, and not one that is gone."""
+        """Tell whether a sandbox without an entry may be one that another program attached, and not a removed one."""
         return call.container_id not in self._ended and not (pod and pod.deleted)
 
     def replay(self, tombstone: Tombstone) -> None:
-        """Make up for one DEL, unless its sandbox was attached anew since: some runtimes use a container id again."""
+        """Run one spooled DEL, unless its sandbox was attached again since: some runtimes reuse container ids."""
         call = calls.parse({"CNI_IFNAME": hotplug.PRIMARY, **tombstone.env}, tombstone.stdin)
         node, _ = self.node(call)
         if tombstone.is_older(node.journal, call):

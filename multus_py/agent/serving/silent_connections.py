@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 
 
-class Unheard:
+class SilentConnections:
     """At most *limit* connections, each for at most *seconds*, the oldest first.
 
     One that is there for *grace* seconds has to make room for a new one when there are too many.
@@ -19,7 +19,7 @@ class Unheard:
         self._waiting: dict[socket.socket, float] = {}  # since when (monotonic)
 
     def add(self, connection: socket.socket) -> None:
-        """Take one up; waits for *grace* seconds at most, as long as there are too many that came just now."""
+        """Add a connection; waits *grace* seconds at most while too many new ones are silent."""
         with self._changed:
             while len(self._waiting) >= self._limit:
                 oldest, since = next(iter(self._waiting.items()))
@@ -30,14 +30,14 @@ class Unheard:
                     self._close_input(oldest)
             self._waiting[connection] = time.monotonic()
 
-    def heard(self, connection: socket.socket) -> None:
+    def remove(self, connection: socket.socket) -> None:
         """Let one go: its request was read, or it ended."""
         with self._changed:
             if self._waiting.pop(connection, None) is not None:
                 self._changed.notify()
 
-    def end_late(self) -> None:
-        """End those that took longer than they may, however much they said meanwhile."""
+    def close_late(self) -> None:
+        """Close those that exceeded their time, however much they sent meanwhile."""
         with self._changed:
             late = time.monotonic() - self._seconds
             for connection in [one for one, since in self._waiting.items() if since <= late]:
