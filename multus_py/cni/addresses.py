@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses and networks from their texts, read once: an ADD meets the same few a dozen times, a node for every pod.
+"""Parse addresses and networks, with a cache: one ADD parses the same few a dozen times.
 
-What is remembered is bounded in number and size: the texts are those of users, and a zone (`fe80::1%...`) may be long.
+The cache is bounded in number and size, because the texts come from users, and a zone (`fe80::1%...`) may be long.
 """
 
 import ipaddress
@@ -10,20 +10,21 @@ from functools import lru_cache
 from typing import TypeVar
 
 T = TypeVar("T")
-_REMEMBERED = 1024
+_CACHE_SIZE = 1024
 _LONGEST = 64  # characters: an IPv6 address in full, a prefix length
 
 
-def _remembered(read: Callable[[str], T]) -> Callable[[str], T]:
-    known = lru_cache(_REMEMBERED)(read)
-    return lambda text: known(text) if len(text) <= _LONGEST else read(text)
+def _cached(read: Callable[[str], T]) -> Callable[[str], T]:
+    cached = lru_cache(_CACHE_SIZE)(read)
+    return lambda text: cached(text) if len(text) <= _LONGEST else read(text)
 
 
-@_remembered
+@_cached
 def read_cidr(text: str) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
     """Read `<address>/<length>` as Go's net.ParseCIDR does; `ValueError` for a bare address, a netmask or a zone.
 
-    All that others read in Go is held to it: a network without its length would be one host here and nothing there.
+    Stricter than `ipaddress`, as plugins in Go are: they refuse a network without its length, which would be one host
+    here.
     """
     address, _, length = text.partition("/")
     if "%" in address or not length.isdigit():
@@ -31,7 +32,7 @@ def read_cidr(text: str) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
     return ipaddress.ip_interface(text)
 
 
-@_remembered
+@_cached
 def read_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """Read an address as Go's net.ParseIP does; `ValueError` for one with a zone."""
     if "%" in text:

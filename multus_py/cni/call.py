@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One call from a runtime: the verb, the CNI_* environment and the config from standard input, parsed and frozen."""
+"""One CNI call: the verb, the CNI_* environment and the config from standard input, parsed and frozen."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 from multus_py.cni import jsontext, names, versions
 from multus_py.cni.errors import CniError, Code
 
-# What each verb needs in its environment (spec section 2; libcni asks the same of its plugins).
+# The variables that each verb requires (spec section 2; libcni requires the same).
 _NEEDS = {
     "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"),
     "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"),
@@ -21,16 +21,16 @@ _NEEDS = {
 }
 VERBS = tuple(_NEEDS)
 _READ = ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH")
-INPUT_LIMIT = 16 * 1024 * 1024  # bytes of config or reply that we are ready to read
+INPUT_LIMIT = 16 * 1024 * 1024  # bytes of config or reply
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a plugin is asked: one verb for one interface of one sandbox.
+    """One call of a plugin: one verb for one interface of one sandbox.
 
-    *config* is the network config from standard input as parsed JSON: a mapping that nobody changes; *args* are the
-    pairs of CNI_ARGS in order; *path* the folders of CNI_PATH; *netns* the path of the sandbox's namespace, "" when
-    the runtime has none any more.
+    *config* is the network config from standard input as parsed JSON, never modified; *args* are the pairs of CNI_ARGS
+    in order; *path* the folders of CNI_PATH; *netns* the path of the sandbox's network namespace, "" when the runtime
+    gives none.
     """
 
     verb: str
@@ -52,7 +52,7 @@ class Call:
         return next((value for name, value in reversed(self.args) if name == key), "")
 
     def environment(self) -> dict[str, str]:
-        """Return the CNI_* variables that an executable gets for this call."""
+        """Return the CNI_* variables of this call for an executable."""
         env = {
             "CNI_COMMAND": self.verb,
             "CNI_CONTAINERID": self.container_id,
@@ -69,15 +69,15 @@ class Call:
 
 
 def parse(env: Mapping[str, str], stdin: bytes) -> Call:
-    """Read a call from its environment and standard input; codes 3, 4, 6 and 7 as the spec gives them."""
+    """Read a call from its environment and standard input; codes 3, 4, 6 and 7 as in the spec, section 5."""
     verb = env.get("CNI_COMMAND", "")
     if verb not in _NEEDS:
         raise CniError(Code.INVALID_ENVIRONMENT, f"CNI_COMMAND {verb!r} is not a verb", f"known: {', '.join(_NEEDS)}")
     if missing := [name for name in _NEEDS[verb] if not env.get(name) and name != "CNI_CONTAINERID"]:
         raise CniError(Code.INVALID_ENVIRONMENT, f"required environment is missing: {', '.join(missing)}")
-    if unfit := [name for name in _READ if not _can_be_passed_on(env.get(name, ""))]:
+    if invalid := [name for name in _READ if not _is_environment_value(env.get(name, ""))]:
         raise CniError(
-            Code.INVALID_ENVIRONMENT, f"{', '.join(unfit)}: no process can have such a value", "it holds a zero byte"
+            Code.INVALID_ENVIRONMENT, f"{', '.join(invalid)}: no process can have such a value", "it holds a zero byte"
         )
     attached = "CNI_IFNAME" in _NEEDS[verb]
     config = json_object(stdin or b"{}") if verb == "VERSION" else network_config(stdin, verb)
@@ -95,8 +95,8 @@ def parse(env: Mapping[str, str], stdin: bytes) -> Call:
     )
 
 
-def _can_be_passed_on(value: str) -> bool:
-    """Tell whether *value* can stand in an environment: a daemon gets it as JSON, which holds anything."""
+def _is_environment_value(value: str) -> bool:
+    """Tell whether *value* can be an environment variable: a daemon gets it as JSON, which may hold a zero byte."""
     try:
         return b"\0" not in value.encode(errors="surrogateescape")
     except UnicodeEncodeError:
@@ -117,7 +117,7 @@ def cni_args(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def network_config(stdin: bytes, verb: str) -> dict[str, Any]:
-    """Read the config on standard input: an object with a name and a version that we speak and that has *verb*."""
+    """Read the config on standard input: an object with a name and a supported version that has *verb*."""
     config = json_object(stdin)
     version = versions.resolve(config.get("cniVersion"))
     if not versions.has_verb(verb, version):

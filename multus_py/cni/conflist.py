@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network configuration list (CNI spec 1.1.0, section 1): one network's plugins, each config as it was written."""
+"""A network configuration list (CNI spec 1.1.0, section 1): one network's plugins, each config unchanged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from multus_py.cni.errors import CniError, Code
 
 @dataclass(frozen=True)
 class Conflist:
-    """One network: name, version, and the plugins' configs untouched (unknown keys are the plugins' business)."""
+    """One network: name, version, and the plugins' configs, unchanged (unknown keys included)."""
 
     name: str
     version: str
@@ -19,7 +19,7 @@ class Conflist:
     disable_check: bool = False
     disable_gc: bool = False
     only_inlined: bool = False
-    single: bool = False  # written as one plugin's config, not as a list: delegates are told so in their config
+    single: bool = False  # written as one plugin's config, not as a list: the config for its delegate depends on it
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -46,8 +46,8 @@ def parse(
 ) -> Conflist:
     """Read a list, or a single plugin's config as a list of one; code 7 names what is wrong.
 
-    *default_name* is used when the config has no name of its own. *in_folder*: plugins may come from a folder beside
-    the file, so that the list itself need not have any (unless `loadOnlyInlinedPlugins`).
+    *default_name* is used when the config has no name of its own. *in_folder*: plugins may also come from a folder
+    next to the file, so that the list itself may be empty (unless `loadOnlyInlinedPlugins`).
     """
     single = "plugins" not in body and not (in_folder and "type" not in body)
     plugins = [body] if single else body.get("plugins", [])
@@ -70,7 +70,7 @@ def parse(
 
 
 def _version(body: Mapping[str, Any], where: str) -> str:
-    """Return the highest of cniVersion and cniVersions that we speak (spec 1.1.0: `cniVersions`)."""
+    """Return the highest supported version of cniVersion and cniVersions (spec 1.1.0: `cniVersions`)."""
     offered = body.get("cniVersions")
     if offered is None:
         try:
@@ -79,14 +79,14 @@ def _version(body: Mapping[str, Any], where: str) -> str:
             raise cause.with_context(where) from cause
     if not isinstance(offered, list) or not all(isinstance(item, str) for item in offered):
         raise CniError(Code.INVALID_CONFIG, f"{where}: 'cniVersions' must be a list of versions")
-    spoken: list[str] = [item for item in [*offered, body.get("cniVersion")] if item in versions.SUPPORTED]
-    if not spoken:
+    supported: list[str] = [item for item in [*offered, body.get("cniVersion")] if item in versions.SUPPORTED]
+    if not supported:
         raise CniError(
             Code.INCOMPATIBLE_VERSION,
             f"{where}: none of cniVersions {offered} is supported",
             f"supported: {', '.join(versions.SUPPORTED)}",
         )
-    return max(spoken, key=versions.SUPPORTED.index)
+    return max(supported, key=versions.SUPPORTED.index)
 
 
 def _flag(body: Mapping[str, Any], key: str, where: str) -> bool:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one family of errors: a CNI error with its code (CNI spec 1.1.0, section 5 "Error").
+"""The exception types: a CNI error with its code (CNI spec 1.1.0, section 5 "Error").
 
-CniError              anything that a runtime is told: code, message, details
- └─ PluginError       a delegate said it: its own code and message, passed through
+CniError              every error that is returned to a runtime: code, message, details
+ └─ PluginError       a delegate's error: its own code and message, passed through
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Self
 
-Step = Callable[[], object]  # of taking down: it may raise anything
+Step = Callable[[], object]  # of a teardown: it may raise anything
 
 
 class Code(IntEnum):
@@ -30,9 +30,9 @@ class Code(IntEnum):
 
 
 class CniError(Exception):
-    """An error with the code that the runtime is told.
+    """An error as the runtime gets it.
 
-    *code* is one of `Code` or a delegate's own number, *details* says what to do or what came along.
+    *code* is one of `Code` or a delegate's own number; *details* is advice or further information.
     """
 
     def __init__(self, code: int, msg: str, details: str = "") -> None:
@@ -45,11 +45,11 @@ class CniError(Exception):
         return f"{self.msg}; {self.details}" if self.details else self.msg
 
     def with_context(self, doing: str) -> Self:
-        """Return the same error, code, kind and notes kept, with what we were doing in front of the message."""
+        """Return a copy, of the same type, code and notes, with *doing* in front of the message."""
         msg = f"{doing}: {self.msg}"
-        told = type(self).__new__(type(self), msg)
-        told.__dict__ |= {**self.__dict__, "msg": msg}
-        return told
+        copy = type(self).__new__(type(self), msg)
+        copy.__dict__ |= {**self.__dict__, "msg": msg}
+        return copy
 
     def to_json(self, version: str) -> dict[str, Any]:
         """Return the object that goes to standard output (spec: keys cniVersion, code, msg, details)."""
@@ -63,7 +63,7 @@ class PluginError(CniError):
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any], plugin: str) -> "PluginError":
-        """Read what the executable *plugin* printed; a reply without a usable code gets 999."""
+        """Read the error that the executable *plugin* printed; one without a usable code gets 999."""
         code = body.get("code")
         usable = isinstance(code, int) and not isinstance(code, bool) and code > 0
         msg = body.get("msg")
@@ -75,42 +75,44 @@ class PluginError(CniError):
         )
 
 
-def combined_error(doing: str, troubles: Sequence[CniError]) -> CniError:
-    """Return one error for several: the code of the first, the words of all."""
+def combined_error(doing: str, errors: Sequence[CniError]) -> CniError:
+    """Return one error for several: the code of the first, the messages of all."""
     return CniError(
-        troubles[0].code,
-        f"{doing}: " + " / ".join(trouble.msg for trouble in troubles),
-        "; ".join(trouble.details for trouble in troubles if trouble.details),
+        errors[0].code,
+        f"{doing}: " + " / ".join(error.msg for error in errors),
+        "; ".join(error.details for error in errors if error.details),
     )
 
 
-def _words(error: BaseException) -> str:
-    """Return what an error says; its class may be of another package, and fail at that, too."""
+def _message(error: BaseException) -> str:
+    """Return the text of an exception; its class may be another package's, whose `__str__` may fail."""
     try:
         return str(error)
-    except Exception:  # noqa: BLE001  an error that cannot be told must not hide that there is one
-        return "it cannot say what it is"
+    except Exception:  # noqa: BLE001  an error without a text is still reported
+        return "without a message"
 
 
 def to_cni_error(error: BaseException) -> CniError:
-    """Return the CNI error for any other: code 999 for one that nobody expected."""
+    """Return *error* when it is a `CniError`, else one with code 999."""
     if isinstance(error, CniError):
         return error
-    told = CniError(Code.INTERNAL, f"internal error: {type(error).__name__}: {_words(error)}", "please report it")
-    told.__cause__ = error
-    return told
+    unexpected = CniError(
+        Code.INTERNAL, f"internal error: {type(error).__name__}: {_message(error)}", "please report it"
+    )
+    unexpected.__cause__ = error
+    return unexpected
 
 
 def try_step(step: Step) -> CniError | None:
-    """Run one step of taking down; return what it met, whatever kind of error that is."""
+    """Run one step of a teardown; return its error, whatever its type, None when it succeeded."""
     try:
         step()
-    except Exception as trouble:  # noqa: BLE001  the steps after it are tried, whatever this one met
-        return to_cni_error(trouble)
+    except Exception as error:  # noqa: BLE001  the steps after it run in any case
+        return to_cni_error(error)
     return None
 
 
 def run_all(doing: str, *steps: Step) -> None:
-    """Run every step, whatever the others met; then raise all they met as one `CniError`."""
-    if troubles := [trouble for step in steps if (trouble := try_step(step))]:
-        raise combined_error(doing, troubles)
+    """Run every step, even after errors; then raise the errors of all as one `CniError`."""
+    if errors := [error for step in steps if (error := try_step(step))]:
+        raise combined_error(doing, errors)

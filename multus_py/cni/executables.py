@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CNI executables as child processes: found on CNI_PATH, started under the name they were found by, ended in time."""
+"""CNI executables as child processes: found on CNI_PATH, run with a timeout."""
 
 import errno
 import os
@@ -18,12 +18,12 @@ from multus_py.cni.errors import CniError, Code
 T = TypeVar("T")
 _BUSY_TRIES = 6
 _BUSY_PAUSE = 0.5  # seconds; "text file busy": the executable is being replaced
-_LAST_WORDS = 2.0  # seconds for the pipes of an executable that was ended
+_PIPE_TIMEOUT = 2.0  # seconds to read the pipes of an executable that was killed
 
 
 @dataclass(frozen=True)
 class ProcessResult:
-    """How an executable ended: *status* is its exit code, or minus the signal that ended it."""
+    """How an executable ended: *status* is its exit code, or minus the signal that killed it."""
 
     status: int
     stdout: bytes
@@ -31,18 +31,18 @@ class ProcessResult:
 
 
 class Executables(Protocol):
-    """What starts executables: this process (`Children`), or the daemon's spawner."""
+    """Finds and runs executables: in this process (`Children`), or by the daemon's spawner."""
 
     def find(self, name: str, folders: tuple[str, ...]) -> Path | None:
-        """Return the first regular file of that name in *folders*, links unresolved; None for what is no file name."""
+        """Return the first regular file of that name in *folders*, links unresolved; None for an invalid file name."""
 
     def run(self, path: Path, env: Mapping[str, str], stdin: bytes, timeout: float) -> ProcessResult:
-        """Run it to its end; code 5 when it cannot be started, 11 when *timeout* seconds were not enough."""
+        """Run it to its end; code 5 when it cannot be started, 11 after *timeout* seconds."""
 
 
 @dataclass(frozen=True)
 class Children:
-    """Starts executables as children of this process, with *environment* beside what the call says."""
+    """Runs executables as children of this process, with *environment* in addition to the call's variables."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
     sleep: Callable[[float], None] = time.sleep
@@ -53,12 +53,12 @@ class Children:
             try:
                 if stat.S_ISREG(candidate.stat().st_mode):
                     return candidate
-            except (OSError, ValueError):  # ValueError: a folder that can be no path
+            except (OSError, ValueError):  # ValueError: the folder is not a valid path
                 continue
         return None
 
     def run(self, path: Path, env: Mapping[str, str], stdin: bytes, timeout: float) -> ProcessResult:
-        """Run it to its end in a session of its own, so that what it started ends with it."""
+        """Run it to its end in a session of its own, so that its children are killed with it."""
         process = self._start(path, {**self.environment, **env})
         try:
             stdout, stderr = process.communicate(stdin, timeout=timeout)
@@ -67,7 +67,7 @@ class Children:
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-                _drop(process)
+                _close_pipes(process)
         return ProcessResult(process.returncode, stdout, stderr)
 
     def _start(self, path: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -81,19 +81,19 @@ class Children:
         )
 
 
-def _drop(process: "subprocess.Popen[bytes]") -> None:
-    """Close the pipes of what was ended: a process that it started in another session may hold their other ends."""
+def _close_pipes(process: "subprocess.Popen[bytes]") -> None:
+    """Close the pipes of a killed process: one that it started in another session may hold their other ends."""
     try:
-        process.communicate(timeout=_LAST_WORDS)
+        process.communicate(timeout=_PIPE_TIMEOUT)
     except subprocess.TimeoutExpired:
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe:
                 pipe.close()
-        process.poll()  # it is collected, unless the kernel does not let it end
+        process.poll()  # reap it, if it has ended
 
 
 def retry_while_busy(path: Path, start: Callable[[], T], sleep: Callable[[float], None]) -> T:
-    """Return what *start* returns; tried again while *path* is being replaced ("text file busy"), code 5 in the end."""
+    """Return what *start* returns; retry while *path* is being replaced ("text file busy"), then code 5."""
     for last in (*[False] * (_BUSY_TRIES - 1), True):
         try:
             return start()
@@ -105,9 +105,9 @@ def retry_while_busy(path: Path, start: Callable[[], T], sleep: Callable[[float]
 
 
 def candidate_paths(name: str, folders: Iterable[str]) -> list[Path]:
-    """Return where an executable of that name may be: in a folder itself, never below or above it.
+    """Return the paths that an executable of that name may have: in a folder itself, never below or above it.
 
-    What is more than a file name is nowhere; a relative folder, which depends on where we were started, is left out.
+    None when *name* is not a plain file name; relative folders, which depend on the working directory, are left out.
     """
     if not names.is_plugin_type(name):
         return []
@@ -115,12 +115,12 @@ def candidate_paths(name: str, folders: Iterable[str]) -> list[Path]:
 
 
 def start_error(path: Path, cause: OSError) -> CniError:
-    """Return the error for an executable that the kernel does not start."""
+    """Return the error for an executable that cannot be started."""
     return CniError(Code.IO, f"cannot execute {path}: {os.strerror(cause.errno or 0)}")
 
 
 def timeout_error(path: Path, timeout: float) -> CniError:
-    """Return the error for an executable that was ended after *timeout* seconds."""
+    """Return the error for an executable that was killed after *timeout* seconds."""
     return CniError(
         Code.TRY_AGAIN,
         f"{path} took longer than {timeout:g} s and was ended",

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON that people write: strict, of bounded nesting, and whatever is refused is refused at a place of the text."""
+"""Parse JSON that people write: strict, of bounded nesting, each error with its place in the text."""
 
 import json
 import math
 import re
 from typing import Any
 
-DEPTH_LIMIT = 100  # levels of nesting: of every text that people write, YAML too
+DEPTH_LIMIT = 100  # levels of nesting, also for YAML
 TOO_DEEP = f"more than {DEPTH_LIMIT} levels of nesting"
-# What the parser refuses without saying where, and what it must not be looked for in.
+# What the parser refuses without a place, and strings, in which it must not be searched for.
 _TOKENS = re.compile(
     r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]|NaN|-?Infinity|-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?', re.DOTALL
 )
 
 
 def parse(text: bytes | str) -> Any:
-    """Parse a JSON text; whatever keeps it from being read is a `JSONDecodeError`, which knows the line and column.
+    """Parse a JSON text; every error is a `JSONDecodeError`, with line and column.
 
-    What comes out can be written again, for everybody: no NaN, no number too large for a float, and U+FFFD in place of
-    half a surrogate pair, as Go's decoder has it (such a string can be no path and goes into no log).
+    The result can be serialised again: no NaN, no number too large for a float, and U+FFFD in place of an unpaired
+    surrogate, as in Go's decoder (a string with one is not valid in a path or a log).
     """
-    # Counted first: nearly no text has brackets enough for a second look.
+    # Counted first: hardly any text has so many brackets that its depth must be measured.
     if _brackets(text) > DEPTH_LIMIT:
         _refuse_depth(_decoded(text))
     try:
@@ -28,19 +28,19 @@ def parse(text: bytes | str) -> Any:
     except json.JSONDecodeError:
         raise
     except (ValueError, RecursionError) as cause:
-        raise _placed(text, cause) from cause
-    # Bytes, too: Python's parser takes half a pair that is written in UTF-8.
+        raise _located_error(text, cause) from cause
+    # Bytes, too: Python's parser accepts an unpaired surrogate in UTF-8.
     escaped = not text.isascii() or (b"\\u" in text if isinstance(text, bytes) else "\\u" in text)
-    return _whole(body) if escaped else body
+    return _replace_surrogates(body) if escaped else body
 
 
-def _whole(value: Any) -> Any:
-    """Return *value* with U+FFFD for each half of a surrogate pair."""
+def _replace_surrogates(value: Any) -> Any:
+    """Return *value* with U+FFFD for each unpaired surrogate."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
-        return {_whole(key): _whole(item) for key, item in value.items()}
-    return [_whole(item) for item in value] if isinstance(value, list) else value
+        return {_replace_surrogates(key): _replace_surrogates(item) for key, item in value.items()}
+    return [_replace_surrogates(item) for item in value] if isinstance(value, list) else value
 
 
 def _brackets(text: bytes | str) -> int:
@@ -59,20 +59,20 @@ def _refuse_depth(text: str) -> None:
             raise json.JSONDecodeError(TOO_DEEP, text, token.start())
 
 
-def _placed(text: bytes | str, cause: Exception) -> json.JSONDecodeError:
-    """Return the error of a parser that does not say where, with the place that it must be about."""
+def _located_error(text: bytes | str, cause: Exception) -> json.JSONDecodeError:
+    """Return an error of the parser that has no place, with the place of its reason."""
     if isinstance(cause, UnicodeDecodeError):
         before = cause.object[: cause.start].decode(cause.encoding, "replace")
         return json.JSONDecodeError(f"not {cause.encoding}: {cause.reason}", _decoded(cause.object), len(before))
-    shown = _decoded(text)
-    for token in _TOKENS.finditer(shown):
+    decoded = _decoded(text)
+    for token in _TOKENS.finditer(decoded):
         if token[0].endswith(("NaN", "Infinity")):
-            return json.JSONDecodeError(f"JSON has no {token[0]}", shown, token.start())
+            return json.JSONDecodeError(f"JSON has no {token[0]}", decoded, token.start())
         if len(token[0]) > 4000 and token[0].lstrip("-").isdigit():
-            return json.JSONDecodeError("more digits than a number can have", shown, token.start())
+            return json.JSONDecodeError("more digits than a number can have", decoded, token.start())
         if token[0][-1].isdigit() and math.isinf(float(token[0])):
-            return json.JSONDecodeError(f"the number {token[0]:.40} is too large", shown, token.start())
-    return json.JSONDecodeError(str(cause), shown, 0)
+            return json.JSONDecodeError(f"the number {token[0]:.40} is too large", decoded, token.start())
+    return json.JSONDecodeError(str(cause), decoded, 0)
 
 
 def _refuse(name: str) -> None:

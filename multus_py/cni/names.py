@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Identifiers that come from outside and may become a path or an interface: checked here, once."""
+"""Check identifiers from outside that may become part of a path or an interface name."""
 
 import re
 
@@ -7,6 +7,7 @@ from multus_py.cni.errors import CniError, Code
 
 # Both patterns: CNI spec 1.1.0, sections 2 (CNI_CONTAINERID) and 1 (name).
 _IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*\Z")
+_IDENTIFIER_RULE = "letters, digits, '_', '.', '-', first a letter or digit, at most 200"
 # A plugin type is a file name on CNI_PATH: no separator, no leading dot.
 _TYPE = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.+\-]*\Z")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?\Z")
@@ -19,31 +20,29 @@ IFNAME_MAX = 15  # IFNAMSIZ less the final zero: linux/if.h
 _KERNEL_BLANK = b"\xa0"
 # Folders of settings in /proc/sys/net/*/conf that are not those of an interface.
 _NOT_INTERFACES = frozenset(("all", "default"))
-_FILE_NAME_MAX = 200  # leaves room in the 255 bytes of a name for what we join to it
+_FILE_NAME_MAX = 200  # leaves room for what we append: a file name has at most 255 bytes
 
 
 def container_id(text: str) -> str:
     """Return *text* when it is a container id; code 3 when it is missing, 4 when it has other characters."""
     if not text:
         raise CniError(Code.UNKNOWN_CONTAINER, "CNI_CONTAINERID is missing")
-    if not _IDENTIFIER.match(text) or len(text) > _FILE_NAME_MAX:
+    if not _is_identifier(text):
         raise CniError(
-            Code.INVALID_ENVIRONMENT,
-            f"CNI_CONTAINERID {text!r:.80} is not a container id",
-            "letters, digits, '_', '.', '-', first a letter or digit, at most 200",
+            Code.INVALID_ENVIRONMENT, f"CNI_CONTAINERID {text!r:.80} is not a container id", _IDENTIFIER_RULE
         )
     return text
 
 
 def network(text: object, where: str = "network") -> str:
     """Return *text* when it can be the name of a network (code 7 otherwise)."""
-    if not isinstance(text, str) or not _IDENTIFIER.match(text) or len(text) > _FILE_NAME_MAX:
-        raise CniError(
-            Code.INVALID_CONFIG,
-            f"{where}: {text!r:.80} is not a network name",
-            "letters, digits, '_', '.', '-', first a letter or digit, at most 200",
-        )
+    if not isinstance(text, str) or not _is_identifier(text):
+        raise CniError(Code.INVALID_CONFIG, f"{where}: {text!r:.80} is not a network name", _IDENTIFIER_RULE)
     return text
+
+
+def _is_identifier(text: str) -> bool:
+    return bool(_IDENTIFIER.match(text)) and len(text) <= _FILE_NAME_MAX
 
 
 def plugin_type(text: object, where: str = "plugin") -> str:
@@ -65,12 +64,12 @@ def is_plugin_type(text: str) -> bool:
 
 
 def interface_problem(text: str) -> str:
-    """Say what keeps *text* from being the name that an interface gets; "" when nothing does (libcni's rules).
+    """Return why *text* cannot be the name of a new interface; "" when it can (libcni's rules, and the kernel's).
 
-    The kernel is stricter than libcni: it makes `x0` of `x%d`, and keeps the settings of all interfaces under `all`.
+    The kernel is stricter than libcni: it makes `x0` of `x%d`, and has the settings of all interfaces under `all`.
     """
-    if trouble := _recorded_interface_problem(text):
-        return trouble
+    if problem := _recorded_interface_problem(text):
+        return problem
     if "%" in text:
         return f"an interface name has no '%', {text!r} has: the kernel would put a number there"
     if _KERNEL_BLANK in text.encode():
@@ -93,26 +92,26 @@ def _recorded_interface_problem(text: str) -> str:
 
 
 def interface(text: str, where: str = "CNI_IFNAME", code: int = Code.INVALID_ENVIRONMENT) -> str:
-    """Return *text* when the kernel and the spec take it as an interface name."""
-    if trouble := interface_problem(text):
-        raise CniError(code, f"{where}: {trouble}")
+    """Return *text* when the kernel and the spec accept it as an interface name."""
+    if problem := interface_problem(text):
+        raise CniError(code, f"{where}: {problem}")
     return text
 
 
 def recorded_interface(text: str, where: str) -> str:
-    """Return the name of an interface that a file of an earlier attachment tells, which may be one no longer given."""
-    if trouble := _recorded_interface_problem(text):
-        raise CniError(Code.INVALID_ENVIRONMENT, f"{where}: {trouble}")
+    """Return the interface name of an earlier attachment's record; it may be one that `interface` refuses today."""
+    if problem := _recorded_interface_problem(text):
+        raise CniError(Code.INVALID_ENVIRONMENT, f"{where}: {problem}")
     return text
 
 
 def is_label(text: str) -> bool:
-    """Tell whether *text* is a DNS-1123 label (RFC 1123): what the short form allows for names."""
+    """Tell whether *text* is a DNS-1123 label (RFC 1123), as the names of namespaces are."""
     return bool(_LABEL.match(text))
 
 
 def is_subdomain(text: str) -> bool:
-    """Tell whether *text* is a DNS-1123 subdomain of at most 253 characters: what an object's name may be."""
+    """Tell whether *text* is a DNS-1123 subdomain of at most 253 characters, as the names of objects are."""
     return len(text) <= 253 and bool(_SUBDOMAIN.match(text))
 
 
@@ -127,5 +126,5 @@ def is_guid(text: str) -> bool:
 
 
 def _bytes(text: str) -> int:
-    """Return how many bytes *text* writes in hexadecimal, with ':', '-' or '.' between; 0 when it does not."""
+    """Return the number of bytes that *text* has in hexadecimal, with ':', '-' or '.' between; 0 when it is not."""
     return len(re.sub("[-:.]", "", text)) // 2 if _HEXADECIMAL.match(text) else 0

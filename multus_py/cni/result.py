@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a plugin answers to ADD: one shape inside, the dialects 0.1.0 to 1.1.0 at the door.
+"""A plugin's result of ADD: read and written in the formats of the versions 0.1.0 to 1.1.0.
 
-Keys that a dialect does not know are kept in *extra* and written back, because some systems (AWS VPC CNI) find their
-own state in the result at DEL.
+Unknown keys are stored in *extra* and written back, because some systems (AWS VPC CNI) read their own state from the
+result at DEL.
 """
 
 import ipaddress
@@ -19,14 +19,14 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Cidr = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Extra = Mapping[str, Any]
-_PLAIN_KEYS = ("cniVersion", "interfaces", "ips", "routes", "dns")
-_PAIR_KEYS = ("cniVersion", "ip4", "ip6", "dns")
+_KEYS_030 = ("cniVersion", "interfaces", "ips", "routes", "dns")
+_KEYS_020 = ("cniVersion", "ip4", "ip6", "dns")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Interface:
-    """An interface that a plugin made or uses. *sandbox* is what the plugin wrote: not always a path, never opened."""
+    """An interface that a plugin made or uses. *sandbox* is as the plugin wrote it: not always a path, never opened."""
 
     name: str
     mac: str = ""
@@ -49,7 +49,7 @@ class IP:
 
 @dataclass(frozen=True)
 class Route:
-    """A route in the sandbox. Without *gw* the gateway of the address of the same family is meant."""
+    """A route in the sandbox. Without *gw* it uses the gateway of the address of the same family."""
 
     dst: Network
     gw: Address | None = None
@@ -62,7 +62,7 @@ class Route:
 
     @property
     def is_default(self) -> bool:
-        """Tell whether this is the default route of its family: prefix length 0, not just an unspecified address."""
+        """Tell whether this is the default route of its family: prefix length 0, not only an unspecified address."""
         return self.dst.prefixlen == 0
 
 
@@ -89,7 +89,7 @@ class DNS:
 
 @dataclass(frozen=True)
 class Result:
-    """The answer to ADD, in the words of 1.1.0."""
+    """The result of ADD, with the fields of version 1.1.0."""
 
     interfaces: tuple[Interface, ...] = ()
     ips: tuple[IP, ...] = ()
@@ -107,43 +107,43 @@ class InvalidResult(CniError):
 
 
 def read(body: Mapping[str, Any], version: str | None = None) -> Result:
-    """Read a result; *version* is the dialect of a body that names none. `InvalidResult` says which key is wrong."""
-    return _DIALECTS[versions.resolve(body.get("cniVersion") or version)].read(body)
+    """Read a result; *version* is that of a body without cniVersion. `InvalidResult` names the key that is wrong."""
+    return _FORMATS[versions.resolve(body.get("cniVersion") or version)].read(body)
 
 
 def write(result: Result, version: str) -> dict[str, Any]:
-    """Write *result* in the dialect of *version*; code 1 when the dialect cannot hold it (0.2.0 needs an address)."""
-    return {"cniVersion": version, **_DIALECTS[version].write(result, version)}
+    """Write *result* in the format of *version*; code 1 when that format cannot hold it (0.2.0 needs an address)."""
+    return {"cniVersion": version, **_FORMATS[version].write(result, version)}
 
 
 def with_routes(body: Mapping[str, Any], result: Result, version: str) -> dict[str, Any]:
-    """Return *body*, which a plugin said, with the routes of *result*; all else stays key for key as it was said.
+    """Return *body*, a plugin's reply, with the routes of *result*, all other keys unchanged.
 
-    Systems find their own state in it at DEL, also under keys that came with later versions than the body's.
+    Systems read their own state from it at DEL, also under keys that are defined in later versions than the body's.
     """
     written = write(result, version)
-    if _DIALECTS[version] is _PAIR:
+    if _FORMATS[version] is _FORMAT_020:
         return written
-    said = dict(zip(read(body, version).routes, _objects(body, "routes"), strict=True))
-    fresh = zip(result.routes, written.get("routes", ()), strict=True)
-    routes = [said.get(route, plain) for route, plain in fresh]
+    before = dict(zip(read(body, version).routes, _objects(body, "routes"), strict=True))
+    now = zip(result.routes, written.get("routes", ()), strict=True)
+    routes = [before.get(route, plain) for route, plain in now]
     return {**{key: value for key, value in body.items() if key != "routes"}, **({"routes": routes} if routes else {})}
 
 
 # --- 0.3.0 to 1.1.0 -------------------------------------------------------------------------------------------------
 
 
-def _read_plain(body: Mapping[str, Any]) -> Result:
+def _read_030(body: Mapping[str, Any]) -> Result:
     return Result(
         interfaces=tuple(_interface(item, f"interfaces[{n}]") for n, item in enumerate(_objects(body, "interfaces"))),
         ips=tuple(_ip(item, f"ips[{n}]") for n, item in enumerate(_objects(body, "ips"))),
         routes=tuple(_route(item, f"routes[{n}]") for n, item in enumerate(_objects(body, "routes"))),
         dns=_dns(body),
-        extra=_others(body, *_PLAIN_KEYS),
+        extra=_others(body, *_KEYS_030),
     )
 
 
-def _write_plain(result: Result, version: str) -> dict[str, Any]:
+def _write_030(result: Result, version: str) -> dict[str, Any]:
     body: dict[str, Any] = {
         "interfaces": [_interface_body(item, version) for item in result.interfaces],
         "ips": [_ip_body(item, version) for item in result.ips],
@@ -151,10 +151,10 @@ def _write_plain(result: Result, version: str) -> dict[str, Any]:
     }
     filled = {key: value for key, value in body.items() if value}
     dns = result.dns.to_json()
-    # Up to 0.4.0 the key was always there; Go's structs of 1.0.0 leave an empty one out.
+    # Up to 0.4.0 libcni always writes the key; from 1.0.0 on it leaves an empty one out.
     if dns or not versions.at_least(version, "1.0.0"):
         filled["dns"] = dns
-    return {**filled, **_others(result.extra, *_PLAIN_KEYS)}
+    return {**filled, **_others(result.extra, *_KEYS_030)}
 
 
 def _interface_body(item: Interface, version: str) -> dict[str, Any]:
@@ -180,8 +180,8 @@ def _route_body(item: Route, version: str) -> dict[str, Any]:
     body: dict[str, Any] = {"dst": str(item.dst)}
     if item.gw is not None:
         body["gw"] = str(item.gw)
-    # The specification has them from 1.1.0 on; the reference plugins say them in every version that has `routes`, and
-    # what IPAM wants of a route must reach the plugin that adds it.
+    # The specification has them from 1.1.0 on. The reference plugins write them in every version that has `routes`,
+    # because the plugin that adds a route needs what IPAM set for it.
     if versions.at_least(version, "0.3.0"):
         numbers = {"mtu": item.mtu, "advmss": item.advmss, "priority": item.priority}
         body |= {key: value for key, value in numbers.items() if value}
@@ -189,10 +189,10 @@ def _route_body(item: Route, version: str) -> dict[str, Any]:
     return {**body, **item.extra}
 
 
-# --- 0.1.0 and 0.2.0: one address a family ---------------------------------------------------------------------------
+# --- 0.1.0 and 0.2.0: one address per family --------------------------------------------------------------------------
 
 
-def _read_pair(body: Mapping[str, Any]) -> Result:
+def _read_020(body: Mapping[str, Any]) -> Result:
     ips, routes = [], []
     for key in ("ip4", "ip6"):
         if (part := body.get(key)) is None:
@@ -201,10 +201,10 @@ def _read_pair(body: Mapping[str, Any]) -> Result:
             raise _wrong(key, "must be an object")
         ips.append(IP(_cidr(part.get("ip"), f"{key}.ip"), _address(part.get("gateway"), f"{key}.gateway")))
         routes += [_route(item, f"{key}.routes[{n}]") for n, item in enumerate(_objects(part, "routes", key))]
-    return Result(ips=tuple(ips), routes=tuple(routes), dns=_dns(body), extra=_others(body, *_PAIR_KEYS))
+    return Result(ips=tuple(ips), routes=tuple(routes), dns=_dns(body), extra=_others(body, *_KEYS_020))
 
 
-def _write_pair(result: Result, version: str) -> dict[str, Any]:
+def _write_020(result: Result, version: str) -> dict[str, Any]:
     body: dict[str, Any] = {}
     for family in (4, 6):
         first = next((ip for ip in result.ips if ip.address.version == family), None)
@@ -219,21 +219,21 @@ def _write_pair(result: Result, version: str) -> dict[str, Any]:
     if not body:
         raise CniError(
             Code.INCOMPATIBLE_VERSION,
-            f"a result without addresses cannot be said in cniVersion {version}",
+            f"a result without addresses cannot be written in cniVersion {version}",
             "use cniVersion 0.3.0 or newer",
         )
-    return {**body, "dns": result.dns.to_json(), **_others(result.extra, *_PAIR_KEYS)}
+    return {**body, "dns": result.dns.to_json(), **_others(result.extra, *_KEYS_020)}
 
 
 @dataclass(frozen=True)
-class _Dialect:
+class _Format:
     read: Callable[[Mapping[str, Any]], Result]
     write: Callable[[Result, str], dict[str, Any]]
 
 
-_PAIR = _Dialect(_read_pair, _write_pair)
-_PLAIN = _Dialect(_read_plain, _write_plain)
-_DIALECTS = {version: _PAIR if version in ("0.1.0", "0.2.0") else _PLAIN for version in versions.SUPPORTED}
+_FORMAT_020 = _Format(_read_020, _write_020)
+_FORMAT_030 = _Format(_read_030, _write_030)
+_FORMATS = {version: _FORMAT_020 if version in ("0.1.0", "0.2.0") else _FORMAT_030 for version in versions.SUPPORTED}
 
 
 # --- single values ---------------------------------------------------------------------------------------------------
@@ -252,8 +252,8 @@ def _objects(body: Mapping[str, Any], key: str, where: str = "") -> list[Mapping
     return items
 
 
-def _others(body: Mapping[str, Any], *mine: str) -> Extra:
-    return MappingProxyType({key: value for key, value in body.items() if key not in mine})
+def _others(body: Mapping[str, Any], *known: str) -> Extra:
+    return MappingProxyType({key: value for key, value in body.items() if key not in known})
 
 
 def _text(body: Mapping[str, Any], key: str, where: str) -> str:
@@ -332,14 +332,14 @@ def _dns(body: Mapping[str, Any]) -> DNS:
     )
 
 
-def _parsed(value: object, where: str, read_as: Callable[[str], T], wanted: str) -> T:
-    # A zone ("fe80::1%eth0") may be any text, and is nothing that a plugin reads.
+def _parsed(value: object, where: str, read_as: Callable[[str], T], expected: str) -> T:
+    # A zone ("fe80::1%eth0") may be any text, and no plugin supports one.
     if not isinstance(value, str) or "%" in value:
-        raise _wrong(where, f"must be {wanted}, it is {value!r:.80}")
+        raise _wrong(where, f"must be {expected}, it is {value!r:.80}")
     try:
         return read_as(value)
     except ValueError as cause:
-        raise _wrong(where, f"must be {wanted}, it is {value!r}") from cause
+        raise _wrong(where, f"must be {expected}, it is {value!r}") from cause
 
 
 def _cidr(value: object, where: str) -> Cidr:
@@ -347,7 +347,7 @@ def _cidr(value: object, where: str) -> Cidr:
 
 
 def _address(value: object, where: str) -> Address | None:
-    # "<nil>" is how a printed absent gateway of Go comes back from some chains.
+    # Some plugins in Go write an absent gateway as "<nil>".
     return None if value in (None, "", "<nil>") else _parsed(value, where, read_address, "an address")
 
 
@@ -357,5 +357,5 @@ def _network(value: object, where: str) -> Network:
 
 def without_default_routes(result: Result, families: frozenset[int]) -> Result:
     """Return *result* without the default routes of *families* (4, 6)."""
-    kept = tuple(route for route in result.routes if not (route.is_default and route.dst.version in families))
-    return replace(result, routes=kept)
+    routes = tuple(route for route in result.routes if not (route.is_default and route.dst.version in families))
+    return replace(result, routes=routes)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Be a CNI plugin: environment and standard input in, result or error JSON and exit code out. The error boundary."""
+"""A CNI plugin's input and output: environment and standard input, result or error JSON, exit code.
+
+The error boundary: every exception becomes a CNI error here.
+"""
 
 import errno
 import json
@@ -19,13 +22,13 @@ Handler = Callable[[Call], dict[str, Any] | None]
 
 
 def serve(handle: Handler, env: Mapping[str, str], stdin: bytes, stdout: TextIO | None, about: str) -> int:
-    """Answer one call and return the exit code. *handle* gets every verb but VERSION, which needs no config of ours.
+    """Serve one call and return the exit code. *handle* gets every verb but VERSION, which needs no config of ours.
 
-    Without CNI_COMMAND a person is asking: *about* goes to standard error (as libcni's plugins do). OSError when the
-    answer cannot be written.
+    Without CNI_COMMAND a person started it: *about* goes to standard error (as skel in Go does). OSError when the
+    reply cannot be written.
     """
     if not env.get("CNI_COMMAND"):
-        _tell(about + "\n")
+        _write_to_stderr(about + "\n")
         return 0
     body, code = answer(handle, env, stdin)
     if body is not None:
@@ -38,7 +41,7 @@ def serve(handle: Handler, env: Mapping[str, str], stdin: bytes, stdout: TextIO 
 
 
 def answer(handle: Handler, env: Mapping[str, str], stdin: bytes) -> tuple[dict[str, Any] | None, int]:
-    """Return what goes to standard output, and the exit code."""
+    """Return the object for standard output, None for no output, and the exit code."""
     try:
         call = calls.parse(env, stdin)
         if call.verb == "VERSION":
@@ -46,36 +49,36 @@ def answer(handle: Handler, env: Mapping[str, str], stdin: bytes) -> tuple[dict[
         return handle(call), 0
     except CniError as error:
         return error.to_json(version_of(stdin)), 1
-    except Exception as error:  # noqa: BLE001  the boundary: whatever it is, the runtime gets an error that it can read
+    except Exception as error:  # noqa: BLE001  the boundary: the runtime gets a CNI error in any case
         log_unexpected_error(error)
         return to_cni_error(error).to_json(version_of(stdin)), 1
 
 
 def log_unexpected_error(error: Exception) -> None:
-    """Write the trace of an error that nobody expected to standard error, if somebody can read it there."""
+    """Write the traceback of an unexpected error to standard error, if that is open."""
     lines = "".join(traceback.format_exception(error)).splitlines()
-    _tell("\n    ".join(map(one_line, lines)) + "\n")
+    _write_to_stderr("\n    ".join(map(one_line, lines)) + "\n")
 
 
-def _tell(text: str) -> None:
+def _write_to_stderr(text: str) -> None:
     with suppress(OSError):
         if sys.stderr:  # None where it is closed
             sys.stderr.write(text)
 
 
 def version_reply(call: Call) -> dict[str, Any]:
-    """Return the answer to VERSION: in the caller's version when we speak it, else in our newest."""
-    asked = call.config.get("cniVersion")
+    """Return the reply to VERSION: in the caller's version when it is supported, else in the latest."""
+    version = call.config.get("cniVersion")
     return {
-        "cniVersion": asked if asked in versions.SUPPORTED else versions.LATEST,
+        "cniVersion": version if version in versions.SUPPORTED else versions.LATEST,
         "supportedVersions": list(versions.SUPPORTED),
     }
 
 
 def version_of(stdin: bytes) -> str:
-    """Return the version to write an error in, from a standard input that may be anything."""
+    """Return the version for an error object, from a standard input that may be invalid."""
     try:
-        said = calls.json_object(stdin).get("cniVersion")
+        version = calls.json_object(stdin).get("cniVersion")
     except CniError:
         return versions.LATEST
-    return said if isinstance(said, str) and said in versions.SUPPORTED else versions.LATEST
+    return version if isinstance(version, str) and version in versions.SUPPORTED else versions.LATEST

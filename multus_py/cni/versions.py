@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Versions of the CNI specification: which exist, how they compare, which verb came when."""
+"""Versions of the CNI specification: which are supported, how they compare, which verbs each has."""
 
 from multus_py.cni.errors import CniError, Code
 
@@ -13,7 +13,7 @@ SINCE = {"ADD": "0.1.0", "DEL": "0.1.0", "VERSION": "0.1.0", "CHECK": "0.4.0", "
 
 
 def resolve(version: object) -> str:
-    """Return *version* when it is one that we speak, DEFAULT when it is absent or empty; else raise code 1."""
+    """Return *version* when it is supported, DEFAULT when it is absent or empty; else raise code 1."""
     if version is None or version == "":
         return DEFAULT
     if isinstance(version, str) and version in SUPPORTED:
