@@ -34,7 +34,7 @@ def following(node: Node) -> DynamicAttachments:
 def look(running: Running, node: Node | None = None) -> bool:
     """Follow the pod once; return whether nothing is left to be done."""
     there = node or running.stage.node()
-    return namespaces.run_in(running.host, lambda: following(there).look(("default", "p")))
+    return namespaces.run_in(running.host, lambda: following(there).process(("default", "p")))
 
 
 def journalled(running: Running) -> tuple[Attachment, ...]:

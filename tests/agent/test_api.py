@@ -129,7 +129,7 @@ def test_silent_peers_make_room(served, monkeypatch):
         lines = [connected(path, stack) for _ in range(400)]
         assert 200 == asked(path, "GET", "/healthz", seconds=10)
         assert 200 == asked(path, "POST", "/cni", call("DEL"), 10)
-        until(lambda: threading.active_count() - before <= api._UNHEARD + 2)
+        until(lambda: threading.active_count() - before <= api._SILENT + 2)
         assert b"" == lines[0].recv(1)
         lines[-1].sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
         assert b"HTTP/1.0 200" == lines[-1].recv(12)

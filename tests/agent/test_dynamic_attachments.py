@@ -228,7 +228,7 @@ def test_a_failure_is_told_once_and_again_after_an_edit(attached):
     for networks, told in (("b,m,x", 1), ("b,x", 2)):
         attached.stage.pod("p", networks)
         for _ in range(3):
-            assert not namespaces.run_in(attached.host, lambda: follow.look(("default", "p")))
+            assert not namespaces.run_in(attached.host, lambda: follow.process(("default", "p")))
         assert told == len(events(attached, "Warning"))
 
 
@@ -284,10 +284,10 @@ def test_a_status_that_could_not_be_told_is_told_later(attached):
     follow = following(replace(node, store=store))
     store.mute = True
     for _ in range(2):
-        assert not namespaces.run_in(attached.host, lambda: follow.look(("default", "p")))
+        assert not namespaces.run_in(attached.host, lambda: follow.process(("default", "p")))
         assert (["eth0", "net1"], ["eth0", "net1", "net2"]) == interfaces(attached)
     store.mute = False
-    assert namespaces.run_in(attached.host, lambda: follow.look(("default", "p")))
+    assert namespaces.run_in(attached.host, lambda: follow.process(("default", "p")))
     assert (["eth0", "net1"],) * 2 == interfaces(attached)
 
 
@@ -295,10 +295,10 @@ def test_a_pod_that_is_gone_is_forgotten(attached):
     """Nothing is kept of what failed for it."""
     attached.stage.pod("p", "b,m,none")
     follow = following(attached.stage.node())
-    assert not namespaces.run_in(attached.host, lambda: follow.look(("default", "p")))
+    assert not namespaces.run_in(attached.host, lambda: follow.process(("default", "p")))
     assert [("default", "p")] == list(follow._failing)
     (attached.folder / "manifests" / "Pod-default-p.json").unlink()
-    assert follow.look(("default", "p"))
+    assert follow.process(("default", "p"))
     assert {} == follow._failing
     attached.stage.pod("p", "b,m")
 
@@ -326,11 +326,11 @@ def test_all_pods_are_compared_by_one_reading(attached):
     folder = attached.folder / "manifests"
     follow = following(replace(node, store=Polled(folder, node.config.cni_dir / "pods")))
     attached.stage.pod("q", "b")
-    assert follow.look(("", ""))
+    assert follow.process(("", ""))
     assert 0 == len(follow.queue)
     for networks in ("b", "b,,m"):  # the second cannot be read, which the look tells
         attached.stage.pod("p", networks)
-        assert follow.look(("", ""))
+        assert follow.process(("", ""))
         assert 1 == len(follow.queue)
         follow.queue.drop(("default", "p"))
 

@@ -185,12 +185,12 @@ def test_a_missing_interface_is_told_once_and_healed_on_demand(attached):
     with netlink.open(attached.stage.netns) as kernel:
         kernel.delete_link(kernel.link("net2").index)
     for _ in range(2):
-        watch.tell_missing(node, [running_pod])
+        watch.report_missing(node, [running_pod])
     told = [(event.reason, event.message) for event in node.store.events(PodRef("default", "p"))]
     assert [("InterfaceMissing", "interface net2 is no longer in the pod")] == told[-1:]
     assert ["told"] == counted
     watch.heal = True
-    namespaces.run_in(attached.host, lambda: watch.tell_missing(node, [running_pod]))
+    namespaces.run_in(attached.host, lambda: watch.report_missing(node, [running_pod]))
     assert ["eth0", "net1", "net2"] == interfaces(attached)[0]
 
 
@@ -204,7 +204,7 @@ def test_what_is_healed_leaves_one_default_route(running, lost):
     node = running.stage.node()
     pod = replace(node.store.pod(PodRef("default", "p")), phase="Running")
     watch = reconciler.Reconciler(None, None, lambda kind: None, heal=True)
-    namespaces.run_in(running.host, lambda: watch.tell_missing(node, [pod]))
+    namespaces.run_in(running.host, lambda: watch.report_missing(node, [pod]))
     assert (BY_NET1,) * 3 == default_routes(running)
     namespaces.run_in(running.host, lambda: running.stage.run("CHECK", "p"))
     namespaces.run_in(running.host, lambda: running.stage.run("DEL", "p"))
@@ -221,7 +221,7 @@ def test_a_pod_that_started_without_us_is_told(running):
         {"phase": "Pending"},
         {"phase": "Running", "deleted": True},
     ):
-        watch.tell_missing(node, [type(pod)(**{**fields, **more})])
+        watch.report_missing(node, [type(pod)(**{**fields, **more})])
     assert [] == node.store.events(PodRef("default", "p"))
-    watch.tell_missing(node, [type(pod)(**{**fields, "phase": "Running"})])
+    watch.report_missing(node, [type(pod)(**{**fields, "phase": "Running"})])
     assert ["NetworksMissing"] == [event.reason for event in node.store.events(PodRef("default", "p"))]

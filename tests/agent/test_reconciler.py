@@ -153,7 +153,7 @@ def test_a_pod_whose_page_is_locked_is_not_told_to_restart(stage):
     stage.run("ADD", "p")
     watch = watcher(stage)
     with stage.node().journal.lock_sandbox("c1", "eth0"):
-        watch.tell_missing(stage.node(), [running(stage, "p")])
+        watch.report_missing(stage.node(), [running(stage, "p")])
     assert "NetworksMissing" not in [event.reason for event in stage.node().store.events(PodRef("default", "p"))]
 
 
@@ -176,7 +176,7 @@ def test_one_pods_error_does_not_end_the_round(stage):
             self._store.event(pod, *more)
 
     node = replace(stage.node(), store=Broken(stage.node().store))
-    watcher(stage).tell_missing(node, [running(stage, "p"), running(stage, "q")])
+    watcher(stage).report_missing(node, [running(stage, "p"), running(stage, "q")])
     told = [event.reason for event in stage.node().store.events(PodRef("default", "q"))]
     assert "InterfaceMissing" in told
 
@@ -186,8 +186,8 @@ def test_what_was_told_is_forgotten_with_the_pod(stage):
     watch = watcher(stage)
     for n in range(50):
         stage.pod(f"n{n}", "x")
-        watch.tell_missing(stage.node(), [running(stage, f"n{n}")])
-    assert 1 == len(watch._told)
+        watch.report_missing(stage.node(), [running(stage, f"n{n}")])
+    assert 1 == len(watch._reported)
 
 
 def test_a_damaged_page_of_a_sandbox_that_is_gone_is_swept(stage):
@@ -238,7 +238,7 @@ def test_pauses_grow_and_are_forgotten():
             now[0] += 1
         seen.append(now[0] - begun)
     assert [2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600, 600] == seen
-    pauses.keep(set())
+    pauses.keep_only(set())
     assert pauses.over("x")
     assert not pauses._of
 

@@ -166,7 +166,7 @@ def stop_it():
 
 def test_a_process_that_hangs_is_ended_and_replaced(tmp_path):
     """Whoever asks one that is stopped gets code 11 within its patience; it is ended with what it started."""
-    spawner = Spawner(patience=1)
+    spawner = Spawner(reply_timeout=1)
     spawner.find("x", ("/nowhere",))
     hanging = stop_it()
     started = time.monotonic()
@@ -180,7 +180,7 @@ def test_a_process_that_hangs_is_ended_and_replaced(tmp_path):
 
 def test_an_executable_of_a_process_that_hangs_is_ended(tmp_path):
     """Its caller gets code 11 when its own time is over, and neither of the two is left."""
-    spawner = Spawner(patience=1)
+    spawner = Spawner(reply_timeout=1)
     slow = script(tmp_path / "slow", f"echo $$ > {tmp_path}/pid; exec sleep 60\n")
     troubles = []
 
@@ -203,7 +203,7 @@ def test_an_executable_of_a_process_that_hangs_is_ended(tmp_path):
 
 def test_what_the_kernel_does_not_let_end_is_left_behind():
     """An executable of whose end nobody is told keeps its caller no longer than the patience, and the process stays."""
-    spawner = Spawner(patience=1)
+    spawner = Spawner(reply_timeout=1)
     spawner.find("x", ("/nowhere",))
     before = spawners()
     line = spawner._line

@@ -256,17 +256,17 @@ def test_a_full_line_is_not_waited_for(tmp_path):
 def test_an_answer_that_is_cut_short_is_an_error_to_try_again():
     """A process that is killed while it writes its answer is missed as one that wrote nothing."""
     whole = pickle.dumps(Answer([({"ips": ["10.0.0.1/24"] * 20}, 0.1)], None, []))
-    assert workers._read(whole).error is None
+    assert workers._read_answer(whole).error is None
     for length in range(len(whole)):
         with pytest.raises(CniError, match="process that attached died"):
-            workers._read(whole[:length])
+            workers._read_answer(whole[:length])
 
 
 def test_processes_that_hang_at_their_start_are_ended(tmp_path, monkeypatch):
     """Calls go on without them; they are ended when their time is over, and started anew only after a rest."""
     monkeypatch.setattr(worker_process, "__name__", "time import sleep; sleep(60)  # worker_process")
     limits = CallLimits(8, 8)
-    found = workers.Workers(1, limits, lambda *one: None, patience=0.5)
+    found = workers.Workers(1, limits, lambda *one: None, start_timeout=0.5)
     chain = Chain(Plugins("builtin"), ResultCache(tmp_path))
     call = Call("ADD", "c1", "/nowhere", "eth0", path=("/nowhere",))
     assert found.add((), call, chain) is None
