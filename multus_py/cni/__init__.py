@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CNI protocol alone: what a runtime asks and a plugin answers. Nothing of ours is imported here."""
+"""The CNI protocol: calls, conflists, results, errors, executables, the contract of a delegate.
+
+No other room is imported.
+"""

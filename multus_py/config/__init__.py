@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON Schemas of what people write, and the messages that name the path and the fix."""
+"""What people write: each config key is declared once, for the parser, the schema and the reference.
+
+No network is found here.
+"""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides what a pod gets: finds networks, chooses devices, refuses what may not be. Nothing here writes."""
+"""Decides what a pod gets: finds networks, chooses devices, refuses what is not allowed. Nothing here writes."""
