@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A cluster's API server as the store: each verb is a few requests, repeated while the server is busy.
 
-How requests get there is the session's affair; what is told here is what is asked, and for how long.
+The session sends requests; here is which requests are sent, and for how long.
 """
 
 import random
@@ -28,7 +28,7 @@ class ApiServer:
     """The API server that *kubeconfig* names (a path); None: the one of the cluster whose pod we are.
 
     Every verb ends within *deadline* seconds, looking up names, running credential commands and all retries included.
-    *node* is the host in the source of our Events, *now* tells the time of day in nanoseconds.
+    *node* is the host in the source of our Events, *now* returns the time of day in nanoseconds.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ApiServer:
         self.create_event(self.build_event(pod, kind, reason, message))
 
     def build_event(self, pod: Pod, kind: Literal["Normal", "Warning"], reason: str, message: str) -> Request:
-        """Return the request that `tell` sends: its name and time are those of now."""
+        """Return the request that creates an Event; its name and time are the current ones."""
         doing = f"tell Event {reason} about pod {pod.ref}"
         path = objects.events_path(pod.namespace, pod.name, doing)
         return Request("POST", path, doing, "create events", self._event(pod, kind, reason, message))
@@ -119,7 +119,7 @@ class ApiServer:
         self._within_deadline(event.doing, create)
 
     def forget(self, ref: PodRef) -> None:
-        """Do nothing: what is told about a pod belongs to the cluster, and goes with the pod."""
+        """Do nothing: statuses and Events belong to the cluster, and are deleted with the pod."""
 
     def _event(self, pod: Pod, kind: str, reason: str, message: str) -> dict[str, Any]:
         now = self._now()

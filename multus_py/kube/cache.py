@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A copy of a collection in memory: what its watch told, and what was read past the watch because it was newer."""
+"""A cache of a collection: what its watch reported, and newer objects that were read in addition to it."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ from multus_py.kube.objects import T
 
 
 class Cache(Generic[T]):
-    """The records of a collection by namespace and name; *changed* is told (old, new) of each that the watch changed.
+    """The records of a collection by namespace and name; *changed* is called with (old, new) of changes by the watch.
 
     `get`, `all` and `put` are for every thread; the rest is for the one that follows the watch, and only that thread
     calls *changed*. The copy is as of a version; a record that was `put` counts until the copy has come as far.
@@ -18,20 +18,20 @@ class Cache(Generic[T]):
     def __init__(self, changed: Callable[[T | None, T | None], None] | None = None) -> None:
         self._changed = changed
         self._lock = threading.Lock()
-        self._kept: dict[tuple[str, str], T] = {}
+        self._records: dict[tuple[str, str], T] = {}
         self._ahead: dict[tuple[str, str], T] = {}
         self._version = 0
 
     def get(self, namespace: str, name: str) -> T | None:
-        """Return the record, None when there is none in the copy."""
+        """Return the record, None when the cache has none."""
         with self._lock:
             key = (namespace, name)
-            return self._ahead.get(key) or self._kept.get(key)
+            return self._ahead.get(key) or self._records.get(key)
 
     def all(self) -> list[T]:
         """Return all records, in no order."""
         with self._lock:
-            return list({**self._kept, **self._ahead}.values())
+            return list({**self._records, **self._ahead}.values())
 
     def put(self, fresh: T) -> None:
         """Take a record that was read from the server, unless the copy has come as far as that meanwhile."""
@@ -48,36 +48,36 @@ class Cache(Generic[T]):
 
     def reuse(self, record: T) -> T:
         """Return the record that the copy has already when it is of the same version: a new list then takes no room."""
-        known = self._kept.get((record.namespace, record.name))
+        known = self._records.get((record.namespace, record.name))
         return known if known and known.version == record.version != 0 else record
 
     def replace(self, found: Iterable[T], version: int) -> None:
         """Take the whole list, as of *version*: what is not in it is gone."""
-        kept = {(each.namespace, each.name): each for each in found}
+        records = {(each.namespace, each.name): each for each in found}
         with self._lock:
-            before, self._kept = self._kept, kept
+            before, self._records = self._records, records
             self._reach(version)
-        for key in before.keys() | kept.keys():
-            self._tell(before.get(key), kept.get(key))
+        for key in before.keys() | records.keys():
+            self._report(before.get(key), records.get(key))
 
     def upsert(self, new: T) -> None:
         """Take the record of an added or modified object."""
         key = (new.namespace, new.name)
         with self._lock:
-            old = self._kept.get(key)
-            self._kept[key] = new
+            old = self._records.get(key)
+            self._records[key] = new
             self._reach(new.version)
-        self._tell(old, new)
+        self._report(old, new)
 
     def remove(self, namespace: str, name: str, version: int) -> None:
         """Drop the record of an object that was deleted at *version*, or that belongs here no more."""
         with self._lock:
-            old = self._kept.pop((namespace, name), None)
+            old = self._records.pop((namespace, name), None)
             self._reach(version)
-        self._tell(old, None)
+        self._report(old, None)
 
     def advance(self, version: int) -> None:
-        """Note that everything up to *version* was told."""
+        """Record that everything up to *version* was reported."""
         with self._lock:
             self._reach(version)
 
@@ -86,6 +86,6 @@ class Cache(Generic[T]):
         if self._ahead:
             self._ahead = {key: each for key, each in self._ahead.items() if each.version > version}
 
-    def _tell(self, old: T | None, new: T | None) -> None:
+    def _report(self, old: T | None, new: T | None) -> None:
         if self._changed and old != new:
             self._changed(old, new)

@@ -15,7 +15,7 @@ from multus_py.kube.subscribers import Subscribers
 
 log = logging.getLogger("multus_py")
 
-FAREWELL = 1.0  # seconds for the last Events, and again for the threads, when the store is closed
+CLOSE_SECONDS = 1.0  # seconds for the last Events, and again for the threads, when the store is closed
 
 
 class CachedApiServer:
@@ -41,7 +41,7 @@ class CachedApiServer:
         self._definition_subscribers: Subscribers[NetworkDefinition] = Subscribers("definitions")
         client = self._live.client
         self._pods = Reflector(client, objects.pods_of(node), timing, self._pod_changed)
-        self._definitions = Reflector(client, objects.all_definitions(), timing, self._definition_subscribers.tell)
+        self._definitions = Reflector(client, objects.all_definitions(), timing, self._definition_subscribers.publish)
         self.events = EventQueue(self._live.create_event)
 
     def start(self) -> None:
@@ -50,12 +50,12 @@ class CachedApiServer:
             each.start()
 
     def close(self) -> None:
-        """Tell the last Events, end the watches and break the connections; takes `FAREWELL` twice at most."""
+        """Send the last Events, end the watches and close the connections; takes `CLOSE_SECONDS` twice at most."""
         self._pods.stop()
         self._definitions.stop()
-        self.events.stop(FAREWELL)
+        self.events.stop(CLOSE_SECONDS)
         self._live.client.close()
-        until = time.monotonic() + FAREWELL
+        until = time.monotonic() + CLOSE_SECONDS
         for each in (self._pods, self._definitions, self.events):
             each.join(max(0.0, until - time.monotonic()))
 
@@ -64,9 +64,9 @@ class CachedApiServer:
         return self._pods.synced and self._definitions.synced
 
     def age(self) -> float:
-        """Return the seconds since the server's last word on the watch that heard nothing for longer.
+        """Return the seconds since the last event of the watch that is silent for longer.
 
-        A quiet cluster sends a bookmark every minute or so. Infinite before both were heard.
+        A cluster without changes sends a bookmark every minute or so. Infinite before the first event of both.
         """
         return max(self._pods.age, self._definitions.age)
 
@@ -86,11 +86,11 @@ class CachedApiServer:
         pods: Callable[[Pod | None, Pod | None], None],
         definitions: Callable[[NetworkDefinition | None, NetworkDefinition | None], None] | None = None,
     ) -> None:
-        """Have *pods* told (old, new) of each change of a pod of this node, *definitions* of each of a definition.
+        """Call *pods* with (old, new) of each change of a pod of this node, *definitions* with each of a definition.
 
         None stands for absence. They run on the threads of the watches, which wait; what they raise is logged. A pod
-        that was replaced by one of the same name goes before the other comes. What is there already is told of when it
-        is listed, so subscribe before `start`.
+        that was replaced by one of the same name is reported as removed first. Existing objects are reported when they
+        are listed, so subscribe before `start`.
         """
         self._pod_subscribers.add(pods)
         if definitions:
@@ -141,19 +141,19 @@ class CachedApiServer:
         self._note(self._live.patch_status(pod, text))
 
     def event(self, pod: Pod, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        """Have an Event told about the pod, soon; nobody waits for it."""
+        """Queue an Event about the pod; it is sent in the background."""
         self.events.post(self._live.build_event(pod, kind, reason, message))
 
     def forget(self, ref: PodRef) -> None:
-        """Do nothing: the copy follows the cluster, and what is told about a pod goes with the pod."""
+        """Do nothing: the cache follows the cluster, and statuses and Events are deleted with the pod."""
 
     def _note(self, fresh: Pod) -> None:
-        # The watch would never tell that a pod of another node is gone.
+        # The watch would never report that a pod of another node was deleted.
         if not self._node or fresh.node == self._node:
             self._pods.cache.put(fresh)
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if old and new and old.uid != new.uid:
-            self._pod_subscribers.tell(old, None)
+            self._pod_subscribers.publish(old, None)
             old = None
-        self._pod_subscribers.tell(old, new)
+        self._pod_subscribers.publish(old, new)

@@ -15,7 +15,7 @@ from multus_py.kube.store import Device, Unavailable
 
 
 def devices(path: Path, uid: str) -> tuple[Device, ...] | None:
-    """Return what the pod with that uid was given; None when the file or the pod is not there.
+    """Return what the pod with that uid was given; None when the file or the pod does not exist.
 
     A file that cannot be read or understood is `Unavailable` (code 11): kubelet writes it anew with the next pod.
     """

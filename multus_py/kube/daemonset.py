@@ -12,9 +12,9 @@ from multus_py.kube.store import NotFound, PodRef
 
 
 def is_deleted(client: Client, pod: PodRef, seconds: float) -> bool:
-    """Tell whether the DaemonSet of *pod* is gone or going; an error when the server does not say.
+    """Tell whether the DaemonSet of *pod* is deleted or being deleted; an error when the server does not answer.
 
-    An account that the server refuses was deleted, too: nobody who is to come after us could work with it.
+    An account that the server refuses was deleted, too: no next daemon could use it.
     """
     until = time.monotonic() + seconds
     try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dynamic resource allocation: the devices that a pod's ResourceClaims were allocated, as an API server tells of them.
+"""Dynamic resource allocation: the devices that a pod's ResourceClaims were allocated, from an API server.
 
-A claim's status names devices by driver, pool and name; the ResourceSlice of the pool says what their ids are
+A claim's status names devices by driver, pool and name; the ResourceSlice of the pool has their ids
 (attributes `k8s.cni.cncf.io/deviceID` and `k8s.cni.cncf.io/resourceName`, which the device's driver publishes).
 """
 
@@ -46,7 +46,7 @@ def devices(send: Send, pod: Pod) -> tuple[Device, ...]:
     """Return the devices of all claims of a pod, in the order of the claims.
 
     Devices without an id are not networks' devices and left out. Code 11 when a claim has no allocation, when it or the
-    pod is not there (any more), or when a slice still has to be published.
+    pod does not exist (any more), or when a slice still has to be published.
     """
     try:
         return tuple(_devices(send, pod))
@@ -92,13 +92,13 @@ def _claims(body: Mapping[str, Any], doing: str) -> Iterator[_Claim]:
         yield _Claim(name, (name,), holders, resources)
 
 
-def _holders(spec: Fields, word: str, doing: str) -> dict[str, tuple[str, ...]]:
-    """Return which containers use the claim *word*: by request, "" for those that use all of it."""
+def _holders(spec: Fields, name: str, doing: str) -> dict[str, tuple[str, ...]]:
+    """Return the containers that use the pod's claim *name*: by request, "" for those that use all of it."""
     found: dict[str, tuple[str, ...]] = {}
     for part in ("initContainers", "containers"):
         for container in (Fields(item, doing) for item in spec.tables(part) or ()):
             for use in Fields(container.table("resources"), doing).tables("claims") or ():
-                if Fields(use, doing).text("name") == word:
+                if Fields(use, doing).text("name") == name:
                     request = Fields(use, doing).text("request")
                     found[request] = (*found.get(request, ()), container.text("name"))
     return found
@@ -147,14 +147,14 @@ def _published(send: Send, version: str, node: str, places: set[Place]) -> dict[
     for driver in sorted({driver for driver, _, _ in places}):
         if not names.is_subdomain(driver):  # it becomes a part of a selector, where "," is a sign
             raise CniError(Code.DECODE, f"the pod's claims name the driver {driver!r:.80}, which none can be called")
-        wanted = {place for place in places if place[0] == driver}
+        needed = {place for place in places if place[0] == driver}
         for where in dict.fromkeys((node, "")):
-            if not wanted <= found.keys():
+            if not needed <= found.keys():
                 found |= _of_driver(send, version, driver, where)
     if missing := places - found.keys():
-        told = ", ".join(" ".join(place) for place in sorted(missing))
+        devices_text = ", ".join(" ".join(place) for place in sorted(missing))
         raise Unavailable(
-            f"no ResourceSlice tells of a device that was allocated (driver, pool, device): {told}",
+            f"no ResourceSlice tells of a device that was allocated (driver, pool, device): {devices_text}",
             "its driver has to publish it: try again",
         )
     return found
@@ -181,9 +181,9 @@ def _slices(send: Send, version: str, selector: str, doing: str) -> Iterator[Map
     query = {"fieldSelector": selector, "limit": str(_PAGE)}
     while True:
         path = f"{_GROUP}/{version}/resourceslices?{urlencode(query, quote_via=quote)}"
-        page = Fields(send(Request("GET", path, doing, "list resourceslices.resource.k8s.io")), doing)
-        yield from page.tables("items") or ()
-        if not (more := Fields(page.table("metadata"), doing).text("continue")):
+        reply = Fields(send(Request("GET", path, doing, "list resourceslices.resource.k8s.io")), doing)
+        yield from reply.tables("items") or ()
+        if not (more := Fields(reply.table("metadata"), doing).text("continue")):
             return
         query["continue"] = more
 
@@ -212,5 +212,5 @@ def _device(one: _Allocated, attributes: Fields) -> Iterator[Device]:
 
 
 def _main(request: str) -> str:
-    """Return the request of a result: a subrequest that was chosen from a list is told as <request>/<subrequest>."""
+    """Return the request of a result: a subrequest that was chosen from a list is written as <request>/<subrequest>."""
     return request.partition("/")[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be told to the cluster when there is time: a bounded queue, and one thread that sends."""
+"""Events that are sent in the background: a bounded queue, and one thread that sends."""
 
 import logging
 import threading
@@ -42,7 +42,7 @@ class EventQueue:
             self._lose(f"cannot {dropped.doing}: more than {self._limit} Events wait")
 
     def flush(self, seconds: float) -> bool:
-        """Wait until all is sent, so long at most; tell whether it is."""
+        """Wait until all is sent; False after *seconds*."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting and not self._sending, seconds)
 

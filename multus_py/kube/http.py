@@ -15,7 +15,7 @@ _BUSY = frozenset({429, 500, 502, 503, 504})
 
 @dataclass(frozen=True)
 class Request:
-    """One request, and the words for its errors: what we are *doing*, and the permission that it needs."""
+    """One request; for its errors what it is *doing*, and the permission that it needs."""
 
     method: str
     path: str
@@ -39,7 +39,7 @@ class Reply:
 
     @property
     def explanation(self) -> str:
-        """The message of the API server's Status object, or the first words of what else came."""
+        """The message of the API server's Status object, or the beginning of any other body."""
         message = self.json().get("message")
         return message if isinstance(message, str) and message else f"HTTP {self.status}: {self.body[:100]!r}"
 
@@ -87,7 +87,7 @@ def _lightened(table: dict[str, Any]) -> dict[str, Any]:
 def interpret_reply(request: Request, reply: Reply, account: str, complaints: tuple[str, ...]) -> Mapping[str, Any]:
     """Return the object of a good reply; raise what any other one means.
 
-    *account* names whose credentials were sent, *complaints* what was said while they were read.
+    *account* names whose credentials were sent, *complaints* are warnings while they were read.
     """
     doing = request.doing
     if 200 <= reply.status < 300:
@@ -116,7 +116,7 @@ def interpret_reply(request: Request, reply: Reply, account: str, complaints: tu
 
 
 def unreachable(request: Request, host: str, cause: Exception) -> CniError:
-    """Return the error for a *cause* that kept the request from getting to the server or the reply from coming back."""
+    """Return the error for a *cause* that kept the request or its reply from being delivered."""
     reasons = [cause, *cause.args, cause.__cause__, cause.__context__]
     if any(isinstance(reason, ssl.SSLCertVerificationError) for reason in reasons):
         return Untrusted(

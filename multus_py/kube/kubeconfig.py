@@ -22,7 +22,7 @@ _USER_FILES = ("client-certificate", "client-key", "tokenFile")
 
 @dataclass(frozen=True)
 class Access:
-    """One server and one account there: the tables `cluster` and `user` of a kubeconfig, all paths absolute."""
+    """One server and one account: the tables `cluster` and `user` of a kubeconfig, all paths absolute."""
 
     cluster: Mapping[str, Any]
     user: Mapping[str, Any]
@@ -45,7 +45,7 @@ class Access:
 
 
 def in_cluster(environment: Mapping[str, str], folder: Path = SERVICE_ACCOUNT) -> Access:
-    """Return the way of a pod's own account to its cluster, as kubelet tells it; code 7 when this is no pod."""
+    """Return the access of a pod's service account, as kubelet provides it; code 7 when this is no pod."""
     host, port = environment.get("KUBERNETES_SERVICE_HOST", ""), environment.get("KUBERNETES_SERVICE_PORT", "")
     if not (host and port):
         raise CniError(
@@ -79,8 +79,8 @@ def _document(path: Path) -> Mapping[str, Any]:
         found = list(manifests.documents(path.read_bytes(), is_json=False))
     except OSError as cause:
         raise _wrong(path, str(cause.strerror)) from cause
-    if troubles := [f"line {each.line}: {each.problem}" for each in found if each.problem]:
-        raise _wrong(path, "; ".join(troubles))
+    if problems := [f"line {each.line}: {each.problem}" for each in found if each.problem]:
+        raise _wrong(path, "; ".join(problems))
     bodies = [each.body for each in found if isinstance(each.body, Mapping)]
     if len(bodies) != 1:
         raise _wrong(path, "it does not hold one object")

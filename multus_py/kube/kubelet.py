@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ask kubelet which devices a pod was given: its pod-resources API, or its own checkpoint when that does not answer.
 
-The only importer of grpc, which is paid for by pods whose networks name a resource, and by nobody else.
+The only importer of grpc, which is imported only for pods whose networks name a resource.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _SERVICE = "/v1.PodResourcesLister/"
 _DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two tries
 _CHANNEL = (
-    ("grpc.max_receive_message_length", -1),  # bounded below, where it does not look like a busy kubelet
+    ("grpc.max_receive_message_length", -1),  # bounded below, where the error is distinct from a busy kubelet
     ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),
     # A channel of its own for each try: one that is shared waits a second before it connects again.
@@ -104,7 +104,7 @@ class Kubelet:
     def _one(self, channel: "grpc.Channel", ref: PodRef, seconds: float) -> list[tuple[Device, ...]]:
         import grpc
 
-        # Off by default before 1.34: kubelet says so, and that it has no such pod, with a code that means anything.
+        # Off by default before 1.34: kubelet reports that, and an unknown pod, with a code that means anything.
         cannot = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.NOT_FOUND)
         try:
             return self._call(channel, "Get", podresources.get_request(ref), ref, seconds)

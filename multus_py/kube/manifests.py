@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A folder of YAML and JSON manifests as the store: no cluster is needed.
 
-What a cluster would keep, the published statuses and the Events, is kept in files of a second folder.
+What a cluster stores, statuses and Events, is written to files in a second folder.
 """
 
 import json
@@ -44,7 +44,7 @@ class Document:
 
 @dataclass(frozen=True)
 class _Object:
-    """A pod or a definition of a file, or the error that is told when it is asked for."""
+    """A pod or a definition of a file, or the error that is raised when it is read."""
 
     kind: str
     namespace: str
@@ -83,7 +83,7 @@ class _File:
         )
 
     @property
-    def troubles(self) -> tuple[str, ...]:
+    def problems(self) -> tuple[str, ...]:
         """What of this file could not be read, each with its place."""
         if self.unreadable:
             return (f"{self.path}: {self.unreadable}",)
@@ -96,7 +96,7 @@ class Manifests:
     """The manifests under *folder* (subfolders too; it may also be one file); *state* is where we may write.
 
     A file that cannot be read hides nothing but itself: it is named when an object is not found that it could hold.
-    Nothing is kept between processes; within one process a file is read again when it changed.
+    Nothing is stored between processes; within one process a file is read again when it changed.
     """
 
     def __init__(self, folder: Path, state: Path, now: Callable[[], float] = time.time) -> None:
@@ -122,20 +122,20 @@ class Manifests:
         return self._all(NetworkDefinition)
 
     def problems(self) -> list[str]:
-        """Return what could not be read under the folder, each with its place, and what is there twice."""
+        """Return what could not be read in the folder, each with its place, and what is defined twice."""
         files = self._scan()
-        told = [trouble for file in files for trouble in file.troubles]
+        found_problems = [problem for file in files for problem in file.problems]
         seen: dict[tuple[str, str, str], _Object] = {}
         for found in (found for file in files for found in file.objects):
             if isinstance(found.value, CniError):
-                told.append(str(found.value))
+                found_problems.append(str(found.value))
             first = seen.setdefault((found.kind, found.namespace, found.name), found)
             if first is not found:
-                told.append(f"{found.place}: {_label(found)} is also at {first.place}")
-        return told
+                found_problems.append(f"{found.place}: {_label(found)} is also at {first.place}")
+        return found_problems
 
     def claimed(self, pod: Pod) -> tuple[Device, ...]:  # noqa: ARG002  the seam's shape
-        """Return nothing: in a folder nobody allocates claims."""
+        """Return nothing: a folder has no allocated claims."""
         return ()
 
     def publish_status(self, pod: Pod, text: str) -> None:
@@ -153,7 +153,7 @@ class Manifests:
         self._pod_files.append_event(pod.ref, Event(kind, reason, one_line(message), self._now()))
 
     def events(self, ref: PodRef) -> list[Event]:
-        """Return the Events told about a pod, oldest first."""
+        """Return the Events about a pod, oldest first."""
         return self._pod_files.events(ref)
 
     def forget(self, ref: PodRef) -> None:
@@ -178,14 +178,14 @@ class Manifests:
         raise NotFound(
             code,
             f"{_KINDS[wanted]} {namespace}/{name} is not among the manifests in {self._folder}",
-            "; ".join(self._folder_trouble() + [trouble for file in files for trouble in file.troubles]),
+            "; ".join(self._folder_problem() + [problem for file in files for problem in file.problems]),
         )
 
     def _all(self, wanted: type[T]) -> list[T]:
         found = [each.value for file in self._scan() for each in file.objects if isinstance(each.value, wanted)]
         return sorted(found, key=lambda each: (each.namespace, each.name))
 
-    def _folder_trouble(self) -> list[str]:
+    def _folder_problem(self) -> list[str]:
         return [] if self._folder.exists() else [f"{self._folder} does not exist"]
 
     def _scan(self) -> list[_File]:
@@ -212,7 +212,7 @@ class Manifests:
 
 
 def documents(raw: bytes, *, is_json: bool) -> Iterator[Document]:
-    """Parse a file's text; a document that cannot be read is yielded with its trouble, and never raised."""
+    """Parse a file's text; a document that cannot be read is yielded with its problem, and nothing is raised."""
     return iter([_json_document(raw)]) if is_json else _yaml_documents(raw)
 
 
@@ -243,7 +243,7 @@ def _yaml_documents(raw: bytes) -> Iterator[Document]:
 
 
 def _may_be_deep(raw: bytes) -> bool:
-    """Tell whether there could be more levels than `DEPTH_LIMIT`: what is small and flat is not parsed twice."""
+    """Tell whether there could be more levels than `DEPTH_LIMIT`: small and flat documents are not parsed twice."""
     # Of the two halves one comes from signs within lines, one from indentation: a column has two levels at most.
     signs = sum(raw.count(sign) for sign in (b"[", b"{", b"- ", b"-\t", b"? ", b"?\t"))
     return signs > DEPTH_LIMIT // 2 or b" " * (DEPTH_LIMIT // 4) in raw
@@ -264,7 +264,7 @@ def _too_deep(loader: Any) -> Any:
             if depth > DEPTH_LIMIT:
                 return event.start_mark
     except yaml.YAMLError:
-        return None  # told, with its place, by the reading proper
+        return None  # reported, with its place, when the document is parsed
     return None
 
 
@@ -298,7 +298,7 @@ def _constructed(loader: Any, node: Any) -> Document:
 
 
 def _unreadable(raw: bytes, cause: Any) -> Document:
-    """Return the trouble of a character that YAML does not have; its place is told as an offset."""
+    """Return the problem of a character that YAML does not allow; its place is given as an offset."""
     # The C parser counts bytes; the other one, too, as long as it decodes, and characters afterwards.
     decoded = cause.encoding == "unicode"
     before = (
@@ -342,8 +342,8 @@ def _object(body: Mapping[str, Any], place: str) -> _Object:
     namespace, name = about.get("namespace") or "default", about.get("name")
     try:
         value: Pod | NetworkDefinition | CniError = _READERS[kind](_checked(namespace, name, about), body)
-    except CniError as trouble:
-        value = trouble.with_context(place)
+    except CniError as problem:
+        value = problem.with_context(place)
     return _Object(kind, str(namespace), str(name), place, value)
 
 

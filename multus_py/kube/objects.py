@@ -17,7 +17,7 @@ _OURS = ("k8s.v1.cni.cncf.io/", "v1.multus-cni.io/", "multus-py/", CONFIG_SOURCE
 
 
 class Record(Protocol):
-    """What is kept of an object, whatever its kind."""
+    """What is stored of an object of any kind."""
 
     @property
     def namespace(self) -> str: ...  # noqa: D102  as in metadata
@@ -38,7 +38,7 @@ class Page(NamedTuple):
 class Collection(Generic[T]):
     """All objects of one kind in all namespaces, or those of them that the field *selector* names.
 
-    *limit* is how many we ask for at once: a page is in memory as a whole before it is trimmed.
+    *limit* is the number of objects of a page: a page is in memory completely before it is reduced.
     """
 
     noun: str
@@ -54,7 +54,7 @@ class Collection(Generic[T]):
         return Request("GET", f"{self.path}?{urlencode(query)}", f"{verb} the {self.noun}", f"{verb} {self.resource}")
 
     def pages(self, send: Send) -> Iterator[Page]:
-        """List the collection page by page; `Expired` when a page is asked for too late.
+        """List the collection page by page; `Expired` when a page is requested too late.
 
         The version is left to the server, which then answers with what is newest: an older state could lack a pod that
         runs.

@@ -18,12 +18,12 @@ from multus_py.kube.store import NotFound, PodRef
 EVENTS_KEPT = 100  # newest Events of one pod
 EVENTS_SIZE = 64 * 1024  # bytes of Events from which on older ones are dropped
 _STATUS, _EVENTS, _NEW = "status.json", "events.jsonl", ".new"
-_TRIES = 8  # to find a folder that nobody removes while we come
+_TRIES = 8  # to lock a folder that is not removed meanwhile
 
 
 @dataclass(frozen=True)
 class Event:
-    """What was told about a pod: *time* in seconds since the epoch."""
+    """An Event about a pod: *time* in seconds since the epoch."""
 
     kind: str
     reason: str
@@ -48,10 +48,10 @@ class PodFiles:
     def write_status(self, ref: PodRef, text: str) -> None:
         """Keep the status of the pod with the reference's uid."""
         written = json.dumps({"uid": ref.uid, "text": text}).encode()
-        self._alone(ref, lambda folder: _put(folder, _STATUS, written))
+        self._locked(ref, lambda folder: _put(folder, _STATUS, written))
 
     def events(self, ref: PodRef) -> list[Event]:
-        """Return the newest Events kept about a pod (`EVENTS_KEPT`), oldest first."""
+        """Return the newest Events about a pod (`EVENTS_KEPT`), oldest first."""
         rows = [_parsed(line) for line in _lines(_read(self._folder(ref) / _EVENTS))]
         return [
             Event(str(row[0]), str(row[1]), str(row[2]), row[3])
@@ -61,15 +61,15 @@ class PodFiles:
 
     def append_event(self, ref: PodRef, event: Event) -> None:
         """Keep one more Event."""
-        # The new line comes first: one that a power cut tore ends there.
+        # The line feed comes first: it ends a line that a power failure cut.
         line = b"\n" + json.dumps([event.kind, event.reason, event.message, event.time]).encode()
-        self._alone(ref, lambda folder: _append(folder, line))
+        self._locked(ref, lambda folder: _append(folder, line))
 
     def remove(self, ref: PodRef) -> None:
-        """Remove what is kept of the pod, unless its status belongs to another uid; nothing is kept of unknown pods."""
+        """Remove what is stored of the pod, unless its status belongs to another uid."""
         if not _nameable(ref) or not self._folder(ref).is_dir():
             return
-        self._alone(ref, lambda folder: self._remove(ref, folder))
+        self._locked(ref, lambda folder: self._remove(ref, folder))
 
     def _remove(self, ref: PodRef, folder: int) -> None:
         if ref.uid and self.status(ref)[0] not in ("", ref.uid):
@@ -77,7 +77,7 @@ class PodFiles:
         for name in (_STATUS, _EVENTS, _STATUS + _NEW, _EVENTS + _NEW):  # a writer may have died here
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=folder)
-        # The namespace's folder stays when another pod lives there; both may be gone already.
+        # The namespace's folder stays when it has another pod; both may be removed already.
         for empty in (self._folder(ref), self._folder(ref).parent):
             with suppress(OSError):
                 empty.rmdir()
@@ -88,16 +88,16 @@ class PodFiles:
             raise NotFound(Code.INVALID_ENVIRONMENT, f"no pod can be called {ref}")
         return self.state / ref.namespace / ref.name
 
-    def _alone(self, ref: PodRef, deed: Callable[[int], None]) -> None:
-        """Do a deed in the pod's folder, which is made, and keep others from writing there meanwhile."""
+    def _locked(self, ref: PodRef, operation: Callable[[int], None]) -> None:
+        """Run *operation* in the pod's folder, which is created, under its lock."""
         path = self._folder(ref)
         try:
             for _ in range(_TRIES):
-                with suppress(FileNotFoundError):  # somebody dropped the pod, and its folder, while we waited for it
+                with suppress(FileNotFoundError):  # the folder was removed while we waited for its lock
                     folder = _opened(path)
                     try:
                         fcntl.flock(folder, fcntl.LOCK_EX)
-                        return deed(folder)
+                        return operation(folder)
                     finally:
                         os.close(folder)
             raise FileNotFoundError(f"{path} is removed again and again")
@@ -128,10 +128,10 @@ def _append(folder: int, line: bytes) -> None:
         os.write(file, line)
         size = os.fstat(file).st_size
         if size > EVENTS_SIZE:
-            kept = _lines(os.pread(file, size, 0))
-            while len(kept) > 1 and sum(map(len, kept)) > EVENTS_SIZE // 2:
-                del kept[: len(kept) // 2]
-            _put(folder, _EVENTS, b"".join(b"\n" + one for one in kept))
+            lines = _lines(os.pread(file, size, 0))
+            while len(lines) > 1 and sum(map(len, lines)) > EVENTS_SIZE // 2:
+                del lines[: len(lines) // 2]
+            _put(folder, _EVENTS, b"".join(b"\n" + one for one in lines))
     finally:
         os.close(file)
 

@@ -27,7 +27,7 @@ def get_request(ref: PodRef) -> bytes:
 def of_pod(reply: bytes, ref: PodRef) -> list[tuple[Device, ...]]:
     """Return what each pod of that name has, from a reply to Get or List; code 6 when it cannot be read.
 
-    There may be two: one that has ended and another that took its name.
+    There may be two: one that has ended and another of the same name.
     """
     view = memoryview(reply)
     pods = [payload for number, payload in _fields(view) if number == _POD_RESOURCES]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of manifests as the store of a process that lives long: what changes in it is told."""
+"""The folder of manifests as the store of the daemon: changes are reported to subscribers."""
 
 import logging
 import threading
@@ -13,13 +13,13 @@ from multus_py.kube.subscribers import Subscribers
 
 log = logging.getLogger("multus_py")
 
-PAUSE = 2.0  # seconds between two looks at the folder
-_SHARE = 50  # a look takes this part of the time at most: one of a large folder is taken less often
+PAUSE = 2.0  # seconds between two checks of the folder
+_SHARE = 50  # a check takes this part of the time at most: a large folder is checked less often
 _Objects = Mapping[tuple[str, str], Pod | NetworkDefinition]
 
 
 class Polled(Manifests):
-    """Manifests that tell their subscribers what was added, changed and removed since the last look."""
+    """Manifests that report to subscribers what was added, changed and removed since the last check."""
 
     def __init__(self, folder: Path, state: Path, pause: float = PAUSE) -> None:
         super().__init__(folder, state)
@@ -36,9 +36,9 @@ class Polled(Manifests):
         pods: Callable[[Pod | None, Pod | None], None],
         definitions: Callable[[NetworkDefinition | None, NetworkDefinition | None], None] | None = None,
     ) -> None:
-        """Have *pods* and *definitions* told (old, new) of each change; None stands for absence.
+        """Call *pods* and *definitions* with (old, new) of each change; None stands for absence.
 
-        What is there already is told at the first look. A file that is read while it is being written may make its
+        Existing objects are reported by the first check. A file that is read while it is being written may make its
         objects go and come back.
         """
         self._pod_subscribers.add(pods)
@@ -46,7 +46,7 @@ class Polled(Manifests):
             self._definition_subscribers.add(definitions)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start to check the folder at intervals."""
         threading.Thread(target=self._run, name="watch the manifests", daemon=True).start()
 
     def close(self) -> None:
@@ -69,13 +69,13 @@ class Polled(Manifests):
         while not self._over.is_set():
             started = time.monotonic()
             try:
-                self.look()
+                self.check()
             except Exception:
-                log.exception("the look at the manifests met something that nobody expected; it goes on")
+                log.exception("unexpected error while checking the manifests; it continues")
             self._over.wait(max(self._pause, _SHARE * (time.monotonic() - started)))
 
-    def look(self) -> None:
-        """Compare the folder with the last look, and tell of what is different: one stat(2) a file when nothing is."""
+    def check(self) -> None:
+        """Compare the folder with the last check and report the differences; one stat(2) for each file without any."""
         files = self._scan()
         seen = {file.path: (file.stamp, file.unreadable) for file in files}
         if seen == self._seen:
@@ -86,9 +86,9 @@ class Polled(Manifests):
         before, self._seen = (self._pods, self._definitions), seen
         self._pods, self._definitions = pods, definitions
         for key in _changed(before[1], definitions):
-            self._definition_subscribers.tell(before[1].get(key), definitions.get(key))
+            self._definition_subscribers.publish(before[1].get(key), definitions.get(key))
         for key in _changed(before[0], pods):
-            self._pod_subscribers.tell(before[0].get(key), pods.get(key))
+            self._pod_subscribers.publish(before[0].get(key), pods.get(key))
 
 
 def _changed(before: _Objects, now: _Objects) -> list[tuple[str, str]]:

@@ -23,10 +23,10 @@ log = logging.getLogger("multus_py")
 class Timing:
     """How patient a watch is, all in seconds.
 
-    *patience*: how long a copy counts after its watch broke. *first* and *longest* pause before a further try.
-    *silence*: a watch that says nothing for so long is taken for broken; a real server sends a bookmark every minute or
-    so. *watch*: how long a watch is asked for at least; it lasts up to twice as long. *page*: how long a list may wait
-    for each page.
+    *stale_after*: how long a cache is used after its watch broke. *first_pause* and *longest_pause* before a retry.
+    *read_timeout*: a watch without events for so long counts as broken; servers send a bookmark every minute or so.
+    *watch_timeout*: the requested length of a watch, at least; it lasts up to twice as long. *page_timeout*: how long a
+    list may wait for each page.
     """
 
     stale_after: float = 30
@@ -54,11 +54,11 @@ class Reflector(Generic[T]):
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"watch the {collection.noun}", daemon=True)
         self._version = ""  # from where the next watch goes on; "": list first
-        self._alive = False  # the watch told something, or lasted for a second
-        self._heard = -float("inf")  # monotonic time of the last word
+        self._alive = False  # the watch had an event, or lasted for a second
+        self._last_event = -float("inf")  # monotonic time of the last event
         self._lost = 0.0  # monotonic time at which the watch broke
         self._connected = False
-        self._told = ""  # the trouble that was logged last
+        self._logged = ""  # the error that was logged last
         self.synced = False  # listed once
 
     def start(self) -> None:
@@ -66,7 +66,7 @@ class Reflector(Generic[T]):
         self._thread.start()
 
     def stop(self) -> None:
-        """Tell the thread to end as soon as nothing keeps it; the caller breaks the connections."""
+        """End the thread as soon as possible; the caller closes the connections."""
         self._over.set()
 
     def join(self, seconds: float) -> None:
@@ -81,35 +81,35 @@ class Reflector(Generic[T]):
 
     @property
     def age(self) -> float:
-        """Seconds since the last word of the server, infinite before the first."""
-        return time.monotonic() - self._heard
+        """Seconds since the last event of the server, infinite before the first."""
+        return time.monotonic() - self._last_event
 
     def _run(self) -> None:
         failures = 0
         while not self._over.is_set():
             self._alive = False
-            asked, trouble = 0.0, ""
+            asked, problem = 0.0, ""
             try:
                 self._once()
             except Expired as error:
                 self._version = ""
                 log.info("%s; listing again", error)
             except CniError as error:
-                trouble, asked = str(error), (error.after or 0.0 if isinstance(error, Retryable) else 0.0)
-            except Exception as error:  # a thread that ends would leave a copy that nobody knows to be old
+                problem, asked = str(error), (error.after or 0.0 if isinstance(error, Retryable) else 0.0)
+            except Exception as error:  # a thread that ends would leave an outdated cache without a sign
                 log.exception("a defect in following the %s: everything is listed again", self._collection.noun)
-                self._version, trouble = "", repr(error)
+                self._version, problem = "", repr(error)
             self._disconnected()
-            self._complain(trouble)
-            # A watch that was refused or ended before its first word must not be asked for in a loop.
-            failures = 0 if self._alive and not trouble else 1 if self._alive else failures + 1
+            self._log_once(problem)
+            # A watch that was refused or ended before its first event must not be requested in a loop.
+            failures = 0 if self._alive and not problem else 1 if self._alive else failures + 1
             self._over.wait(max(self._pause(failures), min(asked, self._timing.longest_pause)))
 
-    def _complain(self, trouble: str) -> None:
-        """Log a trouble once for as long as it lasts; in the end our own closing is none."""
-        if trouble and trouble != self._told and not self._over.is_set():
-            log.warning("%s; the copy is kept, trying again", trouble)
-        self._told = trouble
+    def _log_once(self, problem: str) -> None:
+        """Log an error once for as long as it lasts; none when we are closing."""
+        if problem and problem != self._logged and not self._over.is_set():
+            log.warning("%s; the copy is kept, trying again", problem)
+        self._logged = problem
 
     def _pause(self, failures: int) -> float:
         if not failures:
@@ -133,7 +133,7 @@ class Reflector(Generic[T]):
         with self._client.watch(request, self._timing.read_timeout) as lines:
             self._connected = True
             self._hear()
-            if self._told:
+            if self._logged:
                 log.info("%s goes on from version %s", request.doing, self._version)
             try:
                 for line in lines:
@@ -144,7 +144,7 @@ class Reflector(Generic[T]):
                 self._alive |= time.monotonic() - started >= 1
 
     def _list(self) -> None:
-        """Read everything, page by page, and only then let it take the place of the copy."""
+        """List everything, page by page, and only then replace the cache."""
         self.cache.begin_list()
         found: list[T] = []
         version = ""
@@ -197,10 +197,10 @@ class Reflector(Generic[T]):
             return None
 
     def _hear(self) -> None:
-        self._heard = time.monotonic()
+        self._last_event = time.monotonic()
 
     def _disconnected(self) -> None:
-        if self._connected and self._alive:  # one that never said anything does not show that the copy is right
+        if self._connected and self._alive:  # a watch without any event does not show that the cache is current
             self._lost = time.monotonic()
         self._connected = False
 

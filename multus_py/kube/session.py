@@ -76,7 +76,7 @@ class _Session:
 
     def send(self, request: Request, seconds: float) -> Reply:
         """Send one request and read the reply; *seconds* bound every single wait for the network."""
-        # A dead address must leave time for a second try; a slow answer may take all there is.
+        # An address that does not answer must leave time for a retry; a slow reply may take all of it.
         raw = self._sent(request, max(seconds / 3, min(1.0, seconds)), seconds)
         try:
             return Reply(raw.status, raw.headers, self._body(request, raw))
@@ -215,7 +215,7 @@ class Client:
         return _expiry(session.token()) if session else 0.0
 
     def close(self) -> None:
-        """Break the connections, so that nobody waits for an answer any more; later requests are Unavailable."""
+        """Close the connections: pending requests end, later ones are `Unavailable`."""
         with self._lock:
             self._over = True
             self._sockets.cut()
@@ -259,19 +259,19 @@ class Client:
         except CniError:
             if before is None or before is refused:
                 raise
-            return before  # half of it is written; the next request looks again
+            return before  # it is being written; the next request reads it again
         if before:
             before.pool.clear()
         return replace(fresh, stamp=stamp)
 
 
 def _stamp(path: str | None) -> Stamp:
-    """Return what changes with the file; nothing when there is none."""
+    """Return what changes with the file; () when it does not exist."""
     try:
-        told = os.stat(path) if path else None  # noqa: PTH116  a string all the way, as the package takes it
+        status = os.stat(path) if path else None  # noqa: PTH116  a string all the way, as the package takes it
     except OSError:
         return ()
-    return (told.st_ino, told.st_mtime_ns, told.st_size) if told else ()
+    return (status.st_ino, status.st_mtime_ns, status.st_size) if status else ()
 
 
 def _expiry(token: str) -> float:
@@ -289,7 +289,7 @@ def _left(until: float) -> float:
 
 
 def load_packages() -> None:
-    """Import what the requests need, if nobody did: 0.3 s.
+    """Import what requests need, if it is not imported yet: 0.3 s.
 
     One thread at a time: two that begin with different modules of the package wait for each other, and what the
     interpreter then does about it leaves one of them with half of the package.
@@ -312,7 +312,7 @@ def _open(kubeconfig: str | None, doing: str, sockets: _Sockets) -> _Session:
                 load_incluster_config(client_configuration=configuration)
             else:
                 _require_yaml(kubeconfig)
-                # Refreshed credentials are not written back: the file belongs to somebody else.
+                # Refreshed credentials are not written back: the file is not ours.
                 load_kube_config(kubeconfig, client_configuration=configuration, persist_config=False)
         if not str(configuration.host).startswith(("http://", "https://")):
             raise ValueError(f"{configuration.host!r} is not the address of an API server, https://host:port")  # noqa: TRY301
@@ -354,25 +354,25 @@ def _note_sockets(pool: Any, sockets: _Sockets) -> None:
 def _require_yaml(kubeconfig: str) -> None:
     with open(kubeconfig, "rb") as file:  # noqa: PTH123  a string all the way, as the package takes it
         found = list(manifests.documents(file.read(), is_json=False))
-    if troubles := [f"line {document.line}: {document.problem}" for document in found if document.problem]:
-        raise ValueError("; ".join(troubles))
+    if problems := [f"line {document.line}: {document.problem}" for document in found if document.problem]:
+        raise ValueError("; ".join(problems))
 
 
 @contextmanager
 def _overheard() -> Iterator[list[str]]:
-    """Collect what the package logs while it loads a kubeconfig: it tells so, and only so, of a command that failed."""
-    told: list[str] = []
+    """Collect what the package logs while it loads a kubeconfig: it reports a failed command in no other way."""
+    messages: list[str] = []
     me = threading.get_ident()
 
     def overhear(record: logging.LogRecord) -> bool:
         ours = record.thread == me
         if ours:
-            told.append(record.getMessage())
+            messages.append(record.getMessage())
         return not ours
 
     root = logging.getLogger()
     root.addFilter(overhear)
     try:
-        yield told
+        yield messages
     finally:
         root.removeFilter(overhear)

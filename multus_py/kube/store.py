@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seam to the cluster: what a store holds and the verbs it answers. The stores themselves live beside this file."""
+"""The interface to the cluster: what a store returns, and its methods. The stores are other modules of this room."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ CONFIG_SOURCE = "kubernetes.io/config.source"
 
 
 class NotFound(CniError):
-    """The store answered, and the object is not there."""
+    """The store answered: the object does not exist."""
 
 
 class Unavailable(CniError):
@@ -28,7 +28,7 @@ class Unavailable(CniError):
 
 @dataclass(frozen=True)
 class PodRef:
-    """Which pod: namespace and name, and the uid that the runtime knows it by ("" when it said none)."""
+    """Which pod: namespace and name, and the uid that the runtime passed ("" for none)."""
 
     namespace: str
     name: str
@@ -39,7 +39,7 @@ class PodRef:
 
 
 class Claim(NamedTuple):
-    """A resource claim of a pod: *name* is the pod's own word for it, *claim* the ResourceClaim (resource.k8s.io)."""
+    """A resource claim of a pod: *name* is the pod's own name for it, *claim* the ResourceClaim (resource.k8s.io)."""
 
     name: str
     claim: str
@@ -50,7 +50,7 @@ class Pod:
     """What we need to know of a pod.
 
     *containers* are the regular ones, then the init ones; *claims* those whose ResourceClaim is known already.
-    *deleted*: it was told to end. *version* tells which of two readings is newer (metadata.resourceVersion), 0 unknown.
+    *deleted*: it has a deletion timestamp. *version* orders two readings (metadata.resourceVersion), 0 unknown.
     """
 
     namespace: str
@@ -72,7 +72,7 @@ class Pod:
 
     @property
     def is_static(self) -> bool:
-        """Tell whether kubelet read the pod from a file or URL: the API's mirror of it has another uid."""
+        """Tell whether kubelet read the pod from a file or URL: its mirror in the API has another uid."""
         return self.annotations.get(CONFIG_SOURCE, "api") != "api"
 
 
@@ -80,7 +80,7 @@ class Pod:
 class NetworkDefinition:
     """A NetworkAttachmentDefinition: *config* is `spec.config`, JSON text, "" when it is empty or absent.
 
-    *version* tells which of two readings is newer (metadata.resourceVersion), 0 unknown.
+    *version* orders two readings (metadata.resourceVersion), 0 unknown.
     """
 
     namespace: str
@@ -92,9 +92,9 @@ class NetworkDefinition:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device that a pod was given: *id* is the word of who gave it (of SR-IOV a PCI address), *resource* its kind.
+    """A device of a pod: *id* is that of its plugin or driver (for SR-IOV a PCI address), *resource* its kind.
 
-    *containers* are those that hold it. *claims* are the words by which the pod may name the claim that it came with
+    *containers* are those that have it. *claims* are the names by which the pod may refer to its claim
     (resource.k8s.io): none when a device plugin gave it.
     """
 
@@ -105,16 +105,16 @@ class Device:
 
 
 class KubeStore(Protocol):
-    """Where pods and definitions are read and statuses are told. Every verb has the store's own deadline."""
+    """Where pods and definitions are read and statuses are published. Every method has the store's own deadline."""
 
     def pod(self, ref: PodRef) -> Pod:
-        """Return the pod; `NotFound` when there is none of that name (a uid that differs is the caller's business)."""
+        """Return the pod; `NotFound` when there is none of that name (the caller compares the uid)."""
 
     def definition(self, namespace: str, name: str) -> NetworkDefinition:
         """Return the definition; `NotFound` when there is none."""
 
     def claimed(self, pod: Pod) -> tuple[Device, ...]:
-        """Return the devices that the pod's ResourceClaims were allocated; none where nobody allocates claims.
+        """Return the devices that the pod's ResourceClaims were allocated; none where no claims are allocated.
 
         Asked only when a network names a resource and kubelet's device plugins did not give enough of it.
         """
@@ -123,7 +123,7 @@ class KubeStore(Protocol):
         """Write the network-status annotation, whole; `NotFound` when the pod went away or has another uid now."""
 
     def event(self, pod: Pod, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        """Tell an Event about the pod."""
+        """Publish an Event about the pod."""
 
     def forget(self, ref: PodRef) -> None:
         """The sandbox of this pod is gone: drop what this store itself keeps of it. Never fails on an unknown pod."""

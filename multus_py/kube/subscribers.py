@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is told of the changes of a collection."""
+"""The subscribers to the changes of a collection."""
 
 import logging
 from collections.abc import Callable
@@ -21,10 +21,10 @@ class Subscribers(Generic[T]):
         """Have *callback* called, on the thread that learns of a change."""
         self._callbacks.append(callback)
 
-    def tell(self, old: T | None, new: T | None) -> None:
-        """Tell all of one change."""
+    def publish(self, old: T | None, new: T | None) -> None:
+        """Call all subscribers with one change."""
         for each in self._callbacks:
             try:
                 each(old, new)
-            except Exception:  # one that fails must stop neither the thread that tells nor the others
+            except Exception:  # an error of one must stop neither this thread nor the others
                 log.exception("a subscriber to the %s failed", self._noun)

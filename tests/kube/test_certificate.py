@@ -34,7 +34,7 @@ from misbehaving import failure, playing, reply
 from signing import Signing
 from waiting import eventually
 
-from multus_py.agent.node.certificate import PATIENCE, Keeper, World
+from multus_py.agent.node.certificate import PATIENCE, CertificateRotation, Environment
 from multus_py.agent.node.default_network import Clock
 from multus_py.cni.errors import CniError, Code
 from multus_py.config import daemon as daemon_config
@@ -83,8 +83,8 @@ class Life:
     def begin(self) -> None:
         """Begin anew, as a process does that is started again."""
         clock = Clock(lambda: time.monotonic() + self.ahead, lambda: time.time() + self.ahead)
-        world = World(partial(kubeconfig.read, self.bootstrap), clock, self.hear)
-        self.keeper = Keeper(self.wanted, self.node, world)
+        world = Environment(partial(kubeconfig.read, self.bootstrap), clock, self.hear)
+        self.keeper = CertificateRotation(self.wanted, self.node, world)
         self.keeper.settle()
 
     def hear(self, kind: str, reason: str, words: str) -> None:
@@ -96,7 +96,7 @@ class Life:
 
     def until(self, promise: Callable[[], bool]) -> None:
         """Look, without the pauses in between, until the promise holds."""
-        eventually(lambda: bool(self.keeper.look() >= 0 and promise()), 60)
+        eventually(lambda: bool(self.keeper.advance() >= 0 and promise()), 60)
 
     def issue(self, signer: Signing) -> certificate.Certificate:
         """Ask, have it approved, and take what is issued."""
@@ -204,7 +204,7 @@ def test_a_right_of_this_node_alone_can_be_used(signer: Signing, life: Life) -> 
 
 def test_the_request_is_what_approvers_look_for(signer: Signing, life: Life) -> None:
     """Signer, usages, subject and the request's name are those that an approver can decide by."""
-    life.keeper.look()
+    life.keeper.advance()
     (found,) = signer.requests(life.node)
     subject = subprocess.run(
         ["openssl", "req", "-noout", "-subject", "-nameopt", "RFC2253"],
@@ -230,13 +230,13 @@ def test_nobody_else_can_read_the_keys(signer: Signing, life: Life) -> None:
     def modes() -> set[int]:
         return {path.stat().st_mode & 0o777 for path in life.folder.iterdir()}
 
-    life.keeper.look()
+    life.keeper.advance()
     assert life.folder.stat().st_mode & 0o777 == 0o700
     assert modes() == {0o600}
     life.issue(signer)
     assert modes() == {0o600}
     life.file(CURRENT).chmod(0o644)
-    life.keeper.look()
+    life.keeper.advance()
     assert modes() == {0o600}
 
 
@@ -244,7 +244,7 @@ def test_a_certificate_is_renewed_by_itself(signer: Signing, life: Life) -> None
     """After two thirds of its life, not before, a new one is asked for with the old one; all requests go on with it."""
     authority = (signer.authority, signer.authority_key)
     life.put(CURRENT, aged(life.node, authority, 0.61))
-    assert 0 < life.keeper.look() <= 300
+    assert 0 < life.keeper.advance() <= 300
     assert signer.requests(life.node) == []
 
     life.put(CURRENT, aged(life.node, authority, 0.73, 40))
@@ -254,7 +254,7 @@ def test_a_certificate_is_renewed_by_itself(signer: Signing, life: Life) -> None
     request = Request("GET", "/api/v1/pods", "list pods", "list pods")
     with closing(users):
         assert users.send(request, time.monotonic() + 20)["kind"] == "PodList"
-        life.keeper.look()
+        life.keeper.advance()
         (made,) = signer.requests(life.node)
         assert (made["spec"]["username"], made["spec"]["groups"][0]) == (f"system:multus:{life.node}", "system:multus")
         assert life.kept() == first  # in use until the new one is there
@@ -267,9 +267,9 @@ def test_a_certificate_is_renewed_by_itself(signer: Signing, life: Life) -> None
 
 def test_a_pending_request_outlives_the_process(signer: Signing, life: Life) -> None:
     """A daemon that is started again goes on with the same key and the same request: the administrator sees one."""
-    life.keeper.look()
+    life.keeper.advance()
     life.begin()
-    life.keeper.look()
+    life.keeper.advance()
     assert len(signer.requests(life.node)) == 1
     signer.decide(life.node, "approve")
     life.begin()
@@ -282,16 +282,16 @@ def test_a_good_certificate_outlives_the_process(signer: Signing, life: Life) ->
     first = life.issue(signer)
     life.begin()
     assert life.ask("/api/v1/pods")["kind"] == "PodList"
-    life.keeper.look()
+    life.keeper.advance()
     assert life.kept() == first
     assert len(signer.requests(life.node)) == 1
 
 
 def test_a_request_that_is_denied_is_told_and_made_anew_later(signer: Signing, life: Life) -> None:
     """A denial is told with its reason, the next request comes a good while later under another name, and may pass."""
-    life.keeper.look()
+    life.keeper.advance()
     name = signer.decide(life.node, "deny")
-    assert life.keeper.look() >= 30
+    assert life.keeper.advance() >= 30
     ((kind, reason, words),) = life.told
     assert (kind, reason) == ("certificate_failed", "CertificateRefused")
     assert f"request {name} was denied: KubectlDeny" in words
@@ -304,9 +304,9 @@ def test_each_denial_makes_the_next_request_rarer(signer: Signing, life: Life) -
     """Who always says no is asked less and less often, though each new request is taken in first."""
     pauses = []
     for _ in range(4):
-        life.keeper.look()
+        life.keeper.advance()
         signer.decide(life.node, "deny")
-        pauses.append(life.keeper.look())
+        pauses.append(life.keeper.advance())
     assert 240 <= pauses[-1] <= 480
     assert pauses[0] <= 60
 
@@ -334,7 +334,7 @@ def test_a_store_follows_from_the_first_account_to_the_certificate(signer: Signi
     store = CachedApiServer(str(life.wanted.kubeconfig), 10, life.node, Timing(first_pause=0.05, longest_pause=0.2))
     store.start()
     try:
-        life.keeper.look()
+        life.keeper.advance()
         eventually(lambda: bool(signer.requests(life.node)))
         assert not store.ready()
         life.issue(signer)
@@ -480,7 +480,7 @@ def test_the_body_of_the_request(node: str, tmp_path: Path) -> None:
     """What is posted has the life that was asked for, which an API server before 1.22 does not show."""
     absent = failure(404, "NotFound", "no", name="x")
     with playing(absent, reply(201, {"metadata": {"name": "x"}})) as script:
-        pause = played(node, tmp_path, script.url).keeper.look()
+        pause = played(node, tmp_path, script.url).keeper.advance()
     assert pause == 1
     method, path, account, body = script.seen[-1]
     assert (method, path, account) == (
@@ -498,18 +498,18 @@ def test_waiting_has_a_bound(node: str, tmp_path: Path, condition: list[Any]) ->
         pauses = []
         while not life.told:
             assert life.ahead < PATIENCE + 10
-            pauses.append(life.keeper.look())
+            pauses.append(life.keeper.advance())
             life.ahead += pauses[-1]
         assert life.ahead >= PATIENCE - 10
         assert len(pauses) < 30
-        assert life.keeper.look() <= 60
+        assert life.keeper.advance() <= 60
         ((kind, reason, words),) = life.told
         assert (kind, reason) == ("certificate_failed", "NoCertificate")
         name = script.seen[-1][1].rpartition("/")[2]
         wanted = f"request {name} is approved, and nothing is issued" if condition else f"certificate approve {name}"
         assert wanted in words
         life.ahead += 3601
-        life.keeper.look()
+        life.keeper.advance()
         assert len(life.told) == 2
 
 
@@ -518,12 +518,12 @@ def test_what_to_approve_is_told_at_once(node: str, tmp_path: Path) -> None:
     with playing(reply(200, {"status": {}})) as script:
         life = played(node, tmp_path, script.url)
         for _ in range(3):
-            life.keeper.look()
+            life.keeper.advance()
         (words,) = life.asked
         assert words.endswith(f"kubectl certificate approve {script.seen[-1][1].rpartition('/')[2]}")
     with playing(reply(200, {"status": {"conditions": [{"type": "Approved", "status": "True"}]}})) as script:
         life = played(node, tmp_path / "approved", script.url)
-        life.keeper.look()
+        life.keeper.advance()
         assert life.asked == []
 
 
@@ -532,8 +532,8 @@ def test_a_lost_answer_makes_no_second_request(node: str, tmp_path: Path) -> Non
     absent = failure(404, "NotFound", "no", name="x")
     with playing(absent, failure(409, "AlreadyExists", "it exists"), reply(200, {"status": {}})) as script:
         life = played(node, tmp_path, script.url)
-        life.keeper.look()
-        life.keeper.look()
+        life.keeper.advance()
+        life.keeper.advance()
     assert [method for method, *_ in script.seen] == ["GET", "POST", "GET"]
     assert len({path for method, path, *_ in script.seen if method == "GET"}) == 1
     assert life.told == []
@@ -544,7 +544,7 @@ def test_a_missing_permission_is_named(node: str, tmp_path: Path) -> None:
     absent = failure(404, "NotFound", "no", name="x")
     with playing(absent, failure(403, "Forbidden", "you may not")) as script:
         life = played(node, tmp_path, script.url)
-        pauses = [life.keeper.look() for _ in range(9)]
+        pauses = [life.keeper.advance() for _ in range(9)]
     assert "create certificatesigningrequests.certificates.k8s.io" in life.told[0][2]
     assert max(pauses) <= 60
     assert pauses[-1] >= 30
@@ -570,15 +570,15 @@ def test_what_does_not_fit_is_never_put_in_place(node: str, tmp_path: Path, auth
     """A certificate that is not ours, or of no use, is told of, and a new key is made for a new request."""
     with playing(reply(200, {"status": {}})) as script:
         life = played(node, tmp_path, script.url)
-        life.keeper.look()
+        life.keeper.advance()
         draft = certificate.read_request(life.file(PENDING).read_bytes(), node)
         text = b64encode(nonsense(draft, authority)[kind]).decode()
         approved = [{"type": "Approved", "status": "True"}]
         script.steps.append(reply(200, {"status": {"conditions": approved, "certificate": text}}))
-        assert life.keeper.look() > 1
+        assert life.keeper.advance() > 1
         assert len(life.told) == 1
         assert not life.file(CURRENT).exists()
-        life.keeper.look()
+        life.keeper.advance()
         assert script.seen[-1][1] != script.seen[0][1]
 
 
@@ -587,7 +587,7 @@ def test_an_odd_answer_is_no_decision(node: str, tmp_path: Path, status: object)
     """What has another shape than the API's is waited over."""
     with playing(reply(200, {"status": status})) as script:
         life = played(node, tmp_path, script.url)
-        assert life.keeper.look() >= 1
+        assert life.keeper.advance() >= 1
     assert life.told == []
 
 
@@ -596,8 +596,8 @@ def test_a_server_out_of_reach_changes_nothing(node: str, tmp_path: Path, author
     with playing(failure(503, "X", "busy")) as script:
         life = played(node, tmp_path, script.url)
         life.put(CURRENT, aged(node, authority, 0.1))
-        life.keeper.look()
-        life.keeper.look()
+        life.keeper.advance()
+        life.keeper.advance()
         assert {path for _, path, *_ in script.seen} == {"/version"}
     assert life.told == []
 
@@ -607,13 +607,13 @@ def test_a_first_account_that_is_gone_is_not_missed(node: str, tmp_path: Path, a
     with playing(reply(200, {"major": "1"})) as script:
         life = played(node, tmp_path, script.url)
         life.put(CURRENT, aged(node, authority, 0.1))
-        life.keeper.look()
+        life.keeper.advance()
         before = life.wanted.kubeconfig.read_bytes()
         life.bootstrap.unlink()
-        life.keeper.look()
+        life.keeper.advance()
         assert (life.told, life.wanted.kubeconfig.read_bytes()) == ([], before)
         life.file(CURRENT).unlink()
-        life.keeper.look()
+        life.keeper.advance()
     assert "cannot read the kubeconfig" in life.told[0][2]
 
 
@@ -622,17 +622,17 @@ def test_only_who_is_accepted_is_vouched_for(node: str, tmp_path: Path, authorit
     with playing(reply(200, {"major": "1"})) as script:
         life = played(node, tmp_path, script.url)
         with pytest.raises(CniError, match="no client certificate"):
-            life.keeper.vouch(10)
+            life.keeper.verify(10)
         life.put(CURRENT, aged(node, authority, 0.1))
         life.begin()
-        life.keeper.vouch(10)
+        life.keeper.verify(10)
         script.steps.append(failure(401, "Unauthorized", "who are you"))
         script.steps[0] = script.steps[-1]
         with pytest.raises(Unauthorized):
-            life.keeper.vouch(10)
+            life.keeper.verify(10)
         life.ahead = 100 * DAY
         with pytest.raises(CniError, match="no client certificate"):
-            life.keeper.vouch(10)
+            life.keeper.verify(10)
 
 
 def test_a_kubeconfig_that_is_half_written_is_not_taken_up(tmp_path: Path) -> None:
@@ -655,10 +655,10 @@ def test_forgetting_leaves_nothing(node: str, tmp_path: Path, authority) -> None
     """When the DaemonSet is gone for good, no key stays on the node."""
     with playing(reply(200, {"status": {}})) as script:
         life = played(node, tmp_path, script.url)
-        life.keeper.look()
+        life.keeper.advance()
         life.put(CURRENT, aged(node, authority, 0.1))
-        life.keeper.forget()
-        life.keeper.forget()
+        life.keeper.remove_files()
+        life.keeper.remove_files()
     assert list(life.folder.iterdir()) == []
 
 
@@ -675,7 +675,7 @@ def test_a_file_of_the_original_is_taken_over(node: str, tmp_path: Path, authori
         old = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
         life.put("multus-client-2024-01-01-00-00-00.pem", made.partition(b"-----BEGIN PRIV")[0] + old)
         life.file(CURRENT).symlink_to(life.file("multus-client-2024-01-01-00-00-00.pem"))
-        life.keeper.look()
+        life.keeper.advance()
         assert {path for _, path, *_ in script.seen} == {"/version"}
         assert life.keeper.expiry() > time.time()
 
@@ -688,7 +688,7 @@ def test_a_damaged_file_is_asked_for_anew(node: str, tmp_path: Path, name: str, 
         life = played(node, tmp_path, script.url)
         life.put(name, text)
         life.begin()
-        assert life.keeper.look() >= 1
+        assert life.keeper.advance() >= 1
         assert certificate.read_request(life.file(PENDING).read_bytes(), node)
     assert life.told == []
 
@@ -700,7 +700,7 @@ def test_another_nodes_files_are_not_used(node: str, tmp_path: Path, authority, 
         life = played(node, tmp_path, script.url)
         life.put(CURRENT, aged(f"other-{node}", authority, 0.1))
         life.put(PENDING, other.pem)
-        life.keeper.look()
+        life.keeper.advance()
         draft = certificate.read_request(life.file(PENDING).read_bytes(), node)
     assert draft.key != other.key
     assert f"it names system:multus:other-{node}" in caplog.text
@@ -710,7 +710,7 @@ def test_what_is_no_name_of_a_node_is_refused(tmp_path: Path) -> None:
     """The error says where the name comes from."""
     with playing(reply(200, {})) as script:
         life = played("Not_A_Node", tmp_path, script.url)
-        life.keeper.look()
+        life.keeper.advance()
     assert "set MULTUS_NODE_NAME" in life.told[0][2]
 
 

@@ -39,16 +39,16 @@ def test_each_change_is_told(store: Polled, tmp_path: Path) -> None:
     )
     folder = tmp_path / "in"
     put(folder, "p", "a")
-    store.look()
+    store.check()
     put(folder, "p", "a,b")
     put(folder, "d", config="{}")
-    store.look()
-    store.look()
+    store.check()
+    store.check()
     (folder / "d.json").write_text("{ half")
-    store.look()
+    store.check()
     for path in folder.iterdir():
         path.unlink()
-    store.look()
+    store.check()
     assert [
         ("pod", "-", "a"),
         ("definition", "-", "{}"),
@@ -63,10 +63,10 @@ def test_a_folder_that_stays_as_it_is_is_not_read(
 ) -> None:
     """A look then parses nothing and opens nothing."""
     put(tmp_path / "in", "p", "a")
-    store.look()
+    store.check()
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
     monkeypatch.setattr(manifests, "documents", lambda *_, **__: pytest.fail("it was parsed"))
-    store.look()
+    store.check()
 
 
 def test_it_looks_until_it_is_closed(store: Polled, tmp_path: Path) -> None:
