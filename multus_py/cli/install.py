@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`multus-py install`: words to an `Order`, and what was written back to words."""
+"""`multus-py install`: words to an `InstallSpec`, and what was written back to words."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from multus_py.cni import jsontext, versions
 from multus_py.cni.errors import CniError, Code
 from multus_py.config.plugin import TYPE
 from multus_py.install import executable, installation
-from multus_py.install.cni_conf import Folders, Order
+from multus_py.install.cni_conf import Folders, InstallSpec
 
 _DESCRIPTION = """\
 Put the plugin in front of a node's primary CNI: an executable in the folder of CNI plugins, and a conf file that the
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"executable": str(placed)}, indent=2) if args.json else f"executable  {placed}")
         return 0
     source = {"manifests": args.manifests, "kubeconfig": args.kubeconfig}
-    order = Order(
+    order = InstallSpec(
         folders=Folders(args.cni_bin_dir, conf_folder(args)),
         source={key: path for key, path in source.items() if path},
         name=args.name,

@@ -79,8 +79,9 @@ class CniConfFile:
     """The CNI config file that the daemon keeps in the runtime's folder, as the keys of multus-cni's generator say.
 
     *default_network* is what the daemon config names: a path (a folder's ends with "/" or is one), a network or "".
-    *wraps* False: no file is wrapped, since the daemon config itself has the default network. *network* is the name of
-    the network in the file, "": that of the plugin. *version* pins cniVersion, "": not. *shim_keys* are copied into it.
+    *wraps_primary* False: no file is wrapped, since the daemon config itself has the default network. *network* is the
+    name of the network in the file, "": that of the plugin. *version* pins cniVersion, "": not. *shim_keys* are copied
+    into it.
     """
 
     folder: Path = key(
@@ -90,14 +91,14 @@ class CniConfFile:
         "multusAutoconfigDir", keys.PATH, "Folder of the default network's CNI config.", DAEMON, INSTALL, default=None,
         default_text="cniConfigDir"
     )
-    overrides_name: bool = key(
+    takes_primary_name: bool = key(
         "overrideNetworkName", keys.FLAG, "Name the network as the default network's CNI config does.", INSTALL,
         default=False
     )
     bin_dir: Path = Path("/opt/cni/bin")
     type: str = plugin_config.TYPE
     default_network: str = ""
-    wraps: bool = True
+    wraps_primary: bool = True
     network: str = ""
     version: str = ""
     capabilities: tuple[str, ...] = ()
@@ -249,20 +250,6 @@ def parse(body: Mapping[str, Any]) -> DaemonConfig:
     return replace(found, install=_conf_file(fields, found.cni_bin_dir)) if _installs(fields) else found
 
 
-def _certificate(fields: Fields, cni_dir: Path) -> NodeCertificate | None:
-    """Read perNodeCertificate; None unless it is enabled."""
-    own = Fields(fields.table("perNodeCertificate"), "daemon config: perNodeCertificate")
-    if not own.flag("enabled"):
-        return None
-    if fields.text("manifests"):
-        raise CniError(
-            Code.INVALID_CONFIG,
-            "daemon config: 'manifests' and 'perNodeCertificate' exclude each other: no API server is asked",
-            "keep one",
-        )
-    return NodeCertificate(**{"folder": cni_dir / "certs", **keys.read(NodeCertificate, own)})
-
-
 def load(path: Path) -> DaemonConfig:
     """Read the file at *path*; a warning names unknown keys."""
     from multus_py.cni.call import json_object
@@ -275,6 +262,20 @@ def load(path: Path) -> DaemonConfig:
     if found.unknown:
         log.warning("daemon config %s: unknown keys: %s", path, ", ".join(found.unknown))
     return found
+
+
+def _certificate(fields: Fields, cni_dir: Path) -> NodeCertificate | None:
+    """Read perNodeCertificate; None unless it is enabled."""
+    own = Fields(fields.table("perNodeCertificate"), "daemon config: perNodeCertificate")
+    if not own.flag("enabled"):
+        return None
+    if fields.text("manifests"):
+        raise CniError(
+            Code.INVALID_CONFIG,
+            "daemon config: 'manifests' and 'perNodeCertificate' exclude each other: no API server is asked",
+            "keep one",
+        )
+    return NodeCertificate(**{"folder": cni_dir / "certs", **keys.read(NodeCertificate, own)})
 
 
 def _default_network(fields: Fields) -> dict[str, str]:
@@ -309,7 +310,7 @@ def _conf_file(fields: Fields, bin_dir: Path | None) -> CniConfFile:
         bin_dir=bin_dir or CniConfFile.bin_dir,
         type=fields.text("type") or plugin_config.TYPE,
         default_network=network,
-        wraps=not (fields.tables("delegates") or (network and "/" not in network)),
+        wraps_primary=not (fields.tables("delegates") or (network and "/" not in network)),
         network=fields.text("name"),
         version=fields.text("cniVersion") if fields.flag("forceCNIVersion") else "",
         capabilities=tuple(name for name, value in fields.table("capabilities").items() if value is True),

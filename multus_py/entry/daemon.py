@@ -236,7 +236,7 @@ class Daemon:
             words = "When the client certificate expires, in Unix seconds; 0: there is none"
             self._metrics.gauge("certificate_expiry", words, self._keeper.expiry)
         if config.install:
-            target = cni_conf.order(config.install).target
+            target = cni_conf.install_spec(config.install).target
             self._metrics.gauge(
                 "conf_in_place", "Whether our conf is in place", lambda: cni_conf.read(target) is not None
             )
@@ -278,7 +278,7 @@ class Daemon:
         """Take our conf away when the config says so: never because of a daemon that is only replaced."""
         if config.install is None or not _is_to_leave(config, self._keeper):
             return
-        order = cni_conf.order(config.install)
+        order = cni_conf.install_spec(config.install)
         folders, name = order.folders, order.name
         try:
             cni_dir = self._service.own_node().config.cni_dir
@@ -320,7 +320,7 @@ def _installation(config: DaemonConfig) -> Installation | None:
     if config.install is None:
         return None
     program = replace(executable.shim_for(), runs_here=False) if config.cni_bin_dir else None
-    return Installation(cni_conf.order(config.install), config.socket_dir, program)
+    return Installation(cni_conf.install_spec(config.install), config.socket_dir, program)
 
 
 def _own_pod() -> PodRef | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own conf in the runtime's folder: what it says, where it is, and how to tell it from any other."""
+"""Our CNI config file ("conf") in the runtime's folder: its path and content, and how it is recognised."""
 
 import json
 from collections.abc import Mapping
@@ -15,31 +15,31 @@ from multus_py.config.plugin import OUR_TYPES, TYPE
 from multus_py.install import files, primary
 from multus_py.install.primary import Conf
 
-# Runtimes before CNI 1.1 read cniVersion alone and refuse what they do not know; newer ones choose from cniVersions.
+# Runtimes before CNI 1.1 read only cniVersion and refuse unknown versions; newer ones choose from cniVersions.
 DEFAULT_VERSION = "1.0.0"
 OFFERED_VERSIONS = ("0.4.0", "1.0.0", "1.1.0")
 MODE = 0o600
 _MARK = ("writtenBy", "multus-py")
-_FORMER = OUR_TYPES - {TYPE}
+_MULTUS_CNI_TYPES = OUR_TYPES - {TYPE}
 
 
 @dataclass(frozen=True)
 class Folders:
-    """Where a runtime looks for executables and for conf files."""
+    """The folders of a runtime: CNI plugins in *bin*, CNI config files in *conf*."""
 
     bin: Path
     conf: Path
 
 
 @dataclass(frozen=True)
-class Order:
-    """What to install: the name of the plugin, what it wraps, and keys for its config.
+class InstallSpec:
+    """What to install: the plugin *name*, the CNI config file that it wraps, and *keys* for its plugin config.
 
     *source* is where the plugin itself reads pods and definitions, `{"manifests": folder}` or `{"kubeconfig": file}`;
-    it is empty when a daemon does that. *primary* is the conf to wrap, None for the first one of *look_in* (None: the
-    conf folder); *wraps* False: the daemon's config names the default network, no file is wrapped. *version* pins
-    cniVersion, "" offers every version that has a use. *network* is the conf's own name: "" is the plugin's, and with
-    *primary_name* it is the primary's.
+    it is empty when a daemon does that. *primary* is the file to wrap, None for the one that sorts first in
+    *search_folder* (None: the conf folder); *wraps_primary* False: the daemon config names the default network, no file
+    is wrapped. *version* pins cniVersion, "" offers all useful ones. *network* is the name of the network in the file:
+    "" is that of the plugin, and with *takes_primary_name* it is that of the wrapped file.
     """
 
     folders: Folders
@@ -48,55 +48,55 @@ class Order:
     primary: Path | None = None
     version: str = ""
     keys: Mapping[str, Any] = field(default_factory=dict)
-    look_in: Path | None = None
-    wraps: bool = True
+    search_folder: Path | None = None
+    wraps_primary: bool = True
     network: str = ""
-    primary_name: bool = False
+    takes_primary_name: bool = False
     capabilities: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def target(self) -> Path:
-        """Where our conf goes."""
+        """The path of our CNI config file."""
         return conf_path(self.folders.conf, self.name)
 
 
-def order(conf: CniConfFile) -> Order:
+def install_spec(conf: CniConfFile) -> InstallSpec:
     """Return what to install for the daemon config: the default network's config is a file, or in a folder."""
     primary_path = Path(conf.default_network) if "/" in conf.default_network else None
-    look_in = conf.look_in or conf.folder
+    search_folder = conf.look_in or conf.folder
     if primary_path and (primary_path.is_dir() or conf.default_network.endswith("/")):
-        look_in, primary_path = primary_path, None
-    return Order(
+        search_folder, primary_path = primary_path, None
+    return InstallSpec(
         folders=Folders(conf.bin_dir, conf.folder),
         name=conf.type,
         primary=primary_path,
         version=conf.version,
         keys=conf.shim_keys,
-        look_in=look_in,
-        wraps=conf.wraps,
+        search_folder=search_folder,
+        wraps_primary=conf.wraps_primary,
         network=conf.network,
-        primary_name=conf.overrides_name,
+        takes_primary_name=conf.takes_primary_name,
         capabilities=dict.fromkeys(conf.capabilities, True),
     )
 
 
 def conf_path(folder: Path, name: str) -> Path:
-    """Return where the conf of the plugin *name* is: the runtime takes the first by name."""
+    """Return the path of the conf of the plugin *name*: the runtime uses the file that sorts first."""
     return folder / f"00-{name}.conflist"
 
 
-def text(order: Order, wrapped: Conf | None) -> bytes:
-    """Return our conf around *wrapped*."""
+def text(spec: InstallSpec, wrapped: Conf | None) -> bytes:
+    """Return the content of our conf, which wraps *wrapped*."""
     body = (wrapped.body if wrapped else None) or {}
     plugin = {
-        "type": order.name,
+        "type": spec.name,
         **({"clusterNetwork": str(wrapped.path)} if wrapped else {}),
-        **order.keys,
+        **spec.keys,
     }
-    if declared := {**primary.capabilities(body), **order.capabilities}:
+    if declared := {**primary.capabilities(body), **spec.capabilities}:
         plugin["capabilities"] = declared
-    name = str(body.get("name") or "") if order.primary_name else ""
-    conf = {**_version(order.version), "name": name or order.network or order.name, **dict([_MARK])}
+    name = str(body.get("name") or "") if spec.takes_primary_name else ""
+    conf = {**_version(spec.version), "name": name or spec.network or spec.name, **dict([_MARK])}
     return json.dumps({**conf, "plugins": [plugin]}, indent=2).encode() + b"\n"
 
 
@@ -114,7 +114,7 @@ def _version(pinned: str) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """Return the conf at *path* when it is ours, None when it is another's, or none that can be read."""
+    """Return the conf at *path* if it is ours, None if it is not or cannot be read."""
     try:
         body = json_object(path.read_bytes(), str(path))
     except (OSError, CniError):
@@ -124,28 +124,28 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def copies(target: Path) -> list[Path]:
-    """Return where somebody else put our conf under a longer name (`<name>.cilium_bak`)."""
+    """Return the paths of copies of our conf that another program made (`<name>.cilium_bak`)."""
     return sorted(path for path in target.parent.glob(f"{target.name}.*") if read(path) is not None)
 
 
-def former(folder: Path) -> list[Path]:
-    """Return the confs of *folder* that call multus-cni and nobody else, and are not ours."""
+def multus_cni_confs(folder: Path) -> list[Path]:
+    """Return the confs of *folder* that are not ours and call multus-cni only."""
     found = [conf for conf in primary.survey(folder) if conf.body is not None]
     return [
         conf.path
         for conf in found
-        if conf.body and primary.has_only_types(conf.body, _FORMER) and read(conf.path) is None
+        if conf.body and primary.has_only_types(conf.body, _MULTUS_CNI_TYPES) and read(conf.path) is None
     ]
 
 
-def set_former_aside(folder: Path) -> list[Path]:
-    """Give multus-cni's confs in *folder* names that no runtime reads; return their former names."""
-    found = former(folder)
+def back_up_multus_cni_confs(folder: Path) -> list[Path]:
+    """Move multus-cni's confs in *folder* to backups, which no runtime reads; return their paths before."""
+    found = multus_cni_confs(folder)
     for path in found:
         files.move_to_backup(path)
     return found
 
 
-def earlier(target: Path) -> list[Path]:
-    """Return the confs that a runtime would call instead of ours, because they sort before it."""
+def sorting_before(target: Path) -> list[Path]:
+    """Return the confs that sort before ours: a runtime would use the first of them instead."""
     return [path for path in primary.conf_files(target.parent) if path.name < target.name]

@@ -16,7 +16,7 @@ from multus_py.cni import names
 from multus_py.cni.errors import CniError, Code, run_all
 from multus_py.config.plugin import TYPE, MultusConfig
 from multus_py.install import cached_results, cni_conf, executable, files, primary, withdrawal
-from multus_py.install.cni_conf import Folders, Order
+from multus_py.install.cni_conf import Folders, InstallSpec
 from multus_py.install.executable import Program
 from multus_py.install.primary import Conf
 from multus_py.kernel.undo import Undo
@@ -45,7 +45,7 @@ class InstallResult:
         }
 
 
-def install(order: Order, program: Program) -> InstallResult:
+def install(order: InstallSpec, program: Program) -> InstallResult:
     """Put *program* and our conf in place; what can be refused is refused before the first write (codes 5, 6, 7)."""
     names.plugin_type(order.name, "--name")
     names.network(order.name, "--name")
@@ -54,7 +54,7 @@ def install(order: Order, program: Program) -> InstallResult:
     target = order.folders.bin / order.name
     executable.require_free_name(target)
     source = {key: str(_source(key, path)) for key, path in order.source.items()}
-    former = cni_conf.former(order.folders.conf)
+    former = cni_conf.multus_cni_confs(order.folders.conf)
     _first_in_line(order.target, former)
     wrapped = _wrapped(order)
     if source:
@@ -80,10 +80,10 @@ def install_executable(folder: Path, name: str, program: Program, socket_dir: Pa
     return folder / name
 
 
-def _wrapped(order: Order) -> Conf:
+def _wrapped(order: InstallSpec) -> Conf:
     if order.primary:
         return primary.read_wrappable(order.primary.resolve(), order.name)
-    return primary.find_first(order.look_in or order.folders.conf, order.name)
+    return primary.find_first(order.search_folder or order.folders.conf, order.name)
 
 
 def _writable_folder(folder: Path, option: str) -> None:
@@ -103,7 +103,7 @@ def _source(key: str, path: Path) -> Path:
 
 def _first_in_line(target: Path, former: list[Path]) -> None:
     # A runtime calls the first conf by name only: behind another one we would never be asked, and nobody would know.
-    if rivals := [path for path in cni_conf.earlier(target) if path not in former]:
+    if rivals := [path for path in cni_conf.sorting_before(target) if path not in former]:
         raise CniError(
             Code.INVALID_CONFIG,
             f"{rivals[0]} sorts before {target.name}, so a runtime would go on calling it instead of us",

@@ -13,7 +13,7 @@ from multus_py.agent.node import default_network
 from multus_py.agent.node.conf_keeper import Backoff, Callbacks, ConfKeeper, Installation
 from multus_py.agent.node.default_network import Clock, Found
 from multus_py.install import executable, primary, shim, withdrawal
-from multus_py.install.cni_conf import Folders, Order
+from multus_py.install.cni_conf import Folders, InstallSpec
 
 
 def conflist(name, *types, **more):
@@ -26,7 +26,7 @@ class Stand:
     """A node's folders, a keeper of our conf there, what it reported, and the time."""
 
     root: Path
-    order: Order
+    order: InstallSpec
     found: list[Found] = field(default_factory=list)
     happened: list[tuple[str, str]] = field(default_factory=list)
     put_back: list[float] = field(default_factory=list)
@@ -76,7 +76,7 @@ def stand(tmp_path):
     """A node without any conf yet."""
     for name in ("bin", "net.d", "run"):
         (tmp_path / name).mkdir()
-    return Stand(tmp_path, Order(Folders(tmp_path / "bin", tmp_path / "net.d"), keys={"socketDir": "/run/x"}))
+    return Stand(tmp_path, InstallSpec(Folders(tmp_path / "bin", tmp_path / "net.d"), keys={"socketDir": "/run/x"}))
 
 
 def test_nothing_is_written_before_there_is_a_primary(stand):
@@ -295,7 +295,7 @@ def test_multus_cnis_conf_is_set_aside_and_a_named_folder_is_looked_in(stand):
     elsewhere = stand.root / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "10-ovn.conf").write_text(json.dumps({"cniVersion": "0.4.0", "name": "ovn", "type": "ovn-k8s"}))
-    stand.keeper.installation = replace(stand.keeper.installation, order=replace(stand.order, look_in=elsewhere))
+    stand.keeper.installation = replace(stand.keeper.installation, order=replace(stand.order, search_folder=elsewhere))
     stand.look(1)
     assert str(elsewhere / "10-ovn.conf") == stand.written()["clusterNetwork"]
     assert ["00-multus-py.conflist"] == [path.name for path in primary.conf_files(stand.conf)]
@@ -303,7 +303,7 @@ def test_multus_cnis_conf_is_set_aside_and_a_named_folder_is_looked_in(stand):
 
 def test_a_network_that_the_config_names_needs_no_file(stand):
     """clusterNetwork by the name of a definition, or inline delegates: our conf is written at once."""
-    stand.keeper.installation = replace(stand.keeper.installation, order=replace(stand.order, wraps=False))
+    stand.keeper.installation = replace(stand.keeper.installation, order=replace(stand.order, wraps_primary=False))
     stand.look(1)
     assert ([], {"type": "multus-py", "socketDir": "/run/x"}) == (stand.found, stand.written())
 

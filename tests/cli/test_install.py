@@ -15,7 +15,7 @@ import pytest
 from multus_py.cli.main import main
 from multus_py.cni.errors import CniError
 from multus_py.install import executable, installation, primary, shim, withdrawal
-from multus_py.install.cni_conf import Folders, Order
+from multus_py.install.cni_conf import Folders, InstallSpec
 
 PRIMARY = {
     "cniVersion": "0.3.1",
@@ -285,7 +285,7 @@ def nobody() -> Iterator[Path]:
 def test_a_folder_that_cannot_be_written_is_named(nobody: Path) -> None:
     """Without the right to write, nothing is begun."""
     with pytest.raises(CniError, match=f"--cni-bin-dir {nobody} cannot be written by this user; run as root"):
-        installation.install(Order(Folders(nobody, nobody), {"manifests": nobody}), executable.launcher())
+        installation.install(InstallSpec(Folders(nobody, nobody), {"manifests": nobody}), executable.launcher())
 
 
 def test_uninstall_removes_ours_and_only_ours(folders: Folders, words: list[str]) -> None:
@@ -356,7 +356,7 @@ def test_another_machines_shim_is_written_without_a_trial(
 ) -> None:
     """A node's folder may be filled from another machine: what cannot run here is not tried; one not built is named."""
     program = executable.Program(b"\x7fELF of another machine", "", runs_here=False)
-    assert installation.install(Order(folders), program).executable.read_bytes() == program.content
+    assert installation.install(InstallSpec(folders), program).executable.read_bytes() == program.content
     assert main([*shimmed, "--machine", "riscv64", "--name", "mpt"]) == 1
     assert "has no shim for riscv64" in capsys.readouterr().err
     assert not (folders.bin / "mpt").exists()
@@ -403,7 +403,7 @@ def test_a_take_over_that_cannot_be_finished_is_taken_back(folders: Folders) -> 
     """When the executable does not start, multus-cni's conf has its name again."""
     _write(folders.conf / "00-multus.conf", FORMER)
     with pytest.raises(CniError, match="does not start"):
-        installation.install(Order(folders), executable.Program(b"\x7fELF of nothing that runs", ""))
+        installation.install(InstallSpec(folders), executable.Program(b"\x7fELF of nothing that runs", ""))
     assert sorted(path.name for path in folders.conf.iterdir()) == ["00-multus.conf", "10-flannel.conflist"]
     assert list(folders.bin.iterdir()) == []
 
@@ -499,7 +499,7 @@ def test_a_reader_never_sees_half_a_file(folders: Folders, shimmed: list[str]) -
     )
     try:
         for turn in range(30):
-            order = Order(folders, keys={"turn": "x" * (1 + 5000 * (turn % 2))})
+            order = InstallSpec(folders, keys={"turn": "x" * (1 + 5000 * (turn % 2))})
             installation.install(order, executable.Program(shim.path().read_bytes() + bytes(turn + 1), ""))
     finally:
         seen, _ = reader.communicate(timeout=30)

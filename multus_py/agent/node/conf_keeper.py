@@ -10,7 +10,7 @@ from pathlib import Path
 from multus_py.agent.node.default_network import Clock, DefaultNetwork, Found
 from multus_py.cni.errors import CniError
 from multus_py.install import cni_conf, executable, files, withdrawal
-from multus_py.install.cni_conf import Order
+from multus_py.install.cni_conf import InstallSpec
 from multus_py.install.executable import Program
 
 log = logging.getLogger("multus_py")
@@ -23,7 +23,7 @@ class Installation:
     *socket_dir* has the mark of an uninstallation.
     """
 
-    order: Order
+    order: InstallSpec
     socket_dir: Path
     program: Program | None = None
 
@@ -88,7 +88,7 @@ class ConfKeeper:
         if self.installation is None:
             self._report(Found(None))
             return
-        found = self._network.find(self.installation.order) if self.installation.order.wraps else Found(None)
+        found = self._network.find(self.installation.order) if self.installation.order.wraps_primary else Found(None)
         self._report(found)
         try:
             self._keep(self.installation, found)
@@ -128,11 +128,11 @@ class ConfKeeper:
             )
         # While the default network is missing our conf stays as it is: pods wait, instead of starting without their
         # networks. Without any default network nothing was written yet.
-        if found.conf or not installation.order.wraps:
+        if found.conf or not installation.order.wraps_primary:
             self._keep_conf(installation.order, found)
         self._warn_of_earlier(installation.order)
 
-    def _keep_conf(self, order: Order, found: Found) -> None:
+    def _keep_conf(self, order: InstallSpec, found: Found) -> None:
         text, target = cni_conf.text(order, found.conf), order.target
         if files.has_content(target, text, cni_conf.MODE):
             self._was_installed = True
@@ -145,7 +145,7 @@ class ConfKeeper:
             self._restore(target, text)
 
     def _write(self, target: Path, text: bytes) -> None:
-        for path in cni_conf.set_former_aside(target.parent):
+        for path in cni_conf.back_up_multus_cni_confs(target.parent):
             self._done("conf_set_aside", "", f"{path} calls multus-cni and was set aside")
         files.replace(target, text, cni_conf.MODE)
         self._was_installed = True
@@ -165,8 +165,8 @@ class ConfKeeper:
         )
         self._done("conf_put_back", "ConfPutBack", f"{target} was {how} by somebody and put back{again}")
 
-    def _warn_of_earlier(self, order: Order) -> None:
-        earlier = cni_conf.earlier(order.target)
+    def _warn_of_earlier(self, order: InstallSpec) -> None:
+        earlier = cni_conf.sorting_before(order.target)
         for path in earlier:
             if path not in self._earlier:
                 words = f"{path} sorts before {order.target.name}: the runtime calls it instead of us; rename it"

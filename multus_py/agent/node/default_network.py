@@ -7,7 +7,7 @@ from pathlib import Path
 
 from multus_py.cni.errors import CniError
 from multus_py.install import primary
-from multus_py.install.cni_conf import Order
+from multus_py.install.cni_conf import InstallSpec
 from multus_py.install.primary import Conf
 
 GRACE = 60.0  # seconds that a conf may be missing before one that sorts later is used
@@ -38,7 +38,7 @@ class DefaultNetwork:
         self._chosen: Path | None = None
         self._missing_since: float | None = None
 
-    def find(self, order: Order) -> Found:
+    def find(self, order: InstallSpec) -> Found:
         """Return the conf that *order* names, or the first by name that is no meta-CNI's.
 
         A previous choice that is missing or unreadable is waited for while no other conf sorts before it: its owner
@@ -46,7 +46,7 @@ class DefaultNetwork:
         """
         if order.primary:
             return self._named(order.primary, order.name)
-        folder = order.look_in or order.folders.conf
+        folder = order.search_folder or order.folders.conf
         try:
             seen = list(primary.survey(folder, order.name))
         except CniError as error:

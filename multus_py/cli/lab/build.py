@@ -16,7 +16,7 @@ from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code
 from multus_py.install import executable, installation
 from multus_py.install import primary as primaries
-from multus_py.install.cni_conf import Order
+from multus_py.install.cni_conf import InstallSpec
 from multus_py.kernel import netlink
 from multus_py.kernel.netlink import Netlink
 from multus_py.kernel.undo import Undo
@@ -103,7 +103,9 @@ def _install(lab: Lab, primary: Path | None, backend: str | None) -> None:
         (lab.folders.conf / "10-pod-network.conflist").write_text(json.dumps(_DEFAULT_NETWORK, indent=2))
     keys = {"cniDir": str(lab.root / "cni"), "delegateBackend": backend or "auto"}
     keys |= {"logFile": str(lab.root / "log"), "logLevel": "verbose"}
-    installation.install(Order(lab.folders, {"manifests": lab.root / "manifests"}, keys=keys), executable.launcher())
+    installation.install(
+        InstallSpec(lab.folders, {"manifests": lab.root / "manifests"}, keys=keys), executable.launcher()
+    )
 
 
 def _make_parents(lab: Lab) -> None:
