@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon process: one a node. Start up, serve until told to go, drain, shut down."""
+"""The daemon process: one a node. Start, serve until SIGTERM, drain, shut down."""
 
 import ctypes
 import logging
@@ -43,14 +43,14 @@ log = logging.getLogger("multus_py")
 # Where plugins find the node's iptables, nft and tc: our own PATH is that of an image which has none of them.
 _NODES_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _M_ARENA_MAX = -8  # mallopt(3); a C library without arenas ignores it
-_TICK = 1.0  # seconds between two looks at the config file, the conf folder and the spool
-_CALM = 60.0  # seconds after which what failed in a way that nobody expected is tried again
+_TICK = 1.0  # seconds between two checks of the config file, the conf folder and the spool
+_RETRY_SECONDS = 60.0  # seconds until a retry after an unexpected error
 _SOON = 0.05  # the same, as long as pods wait for us
 _LOCK_WAIT = 15.0  # seconds for the daemon before us to go
-_LAST_WORDS = 5.0  # seconds for those who connected just before the socket went
-_NO_TROUBLE = ("CertificateRequested",)  # reasons of Events that only say what is to be done
+_CLOSE_SECONDS = 5.0  # seconds for those who connected just before the socket went
+_NORMAL_REASONS = ("CertificateRequested",)  # reasons of Events that only say what is to be done
 _ENDS = frozenset((signal.SIGTERM, signal.SIGINT))
-_FAREWELL = 5.0  # seconds to learn whether our DaemonSet was deleted
+_OWNER_SECONDS = 5.0  # seconds to learn whether our DaemonSet was deleted
 
 
 def main(path: Path) -> int:
@@ -74,7 +74,7 @@ def once(path: Path) -> installation.Remaining:
 
 
 def start_logs(config: DaemonConfig) -> None:
-    """Send log lines where the config says; a daemon tells more than a plugin unless it is told otherwise."""
+    """Set up logging as configured; the default level of a daemon is info."""
     body = {"name": "multus-py", **config.overlay}
     logs.start(configs.parse({"logLevel": "info", **body}), json_lines=config.log_format == "json")
 
@@ -116,30 +116,30 @@ class Daemon:
         )
 
     def start(self) -> None:
-        """Begin to answer DEL and health at once, the rest when the store is synced; the spool is replayed beside."""
+        """Answer DEL and health at once, the rest when the store is synced; the spool is replayed in the background."""
         config = self._service.config
-        self._lock = _alone(config.socket_dir, _LOCK_WAIT)
+        self._lock = _lock_folder(config.socket_dir, _LOCK_WAIT)
         plugins.preload()
         self._signals = Signals((*_ENDS, signal.SIGHUP))
         if os.getpid() == 1:
             signal.signal(signal.SIGCHLD, _reap)
         self._server = api.listen(config.socket_dir / "multus.sock", self._service, config.connection_limit)
         self._thread(self._server.serve_forever, "socket")
-        self._show(config)
+        self._add_gauges(config)
         if self._keeper:
             self._keeper.settle()
-            self._keeping = self._thread(partial(self._keep_certificate, self._keeper), "certificate")
+            self._certificate_thread = self._thread(partial(self._keep_certificate, self._keeper), "certificate")
         if self._store:
             self._store.subscribe(self._dynamic.pod_changed, self._dynamic.definition_changed)
             self._store.start()
         self._dynamic.queue.start()
-        self._look()
+        self._check_conf()
         self._following = self._thread(self._follow_folder, "conf folder")
-        self._thread(self._look_after, "reconciler")
+        self._thread(self._reconcile_forever, "reconciler")
         log.info("listening on %s", config.socket_dir / "multus.sock")
 
     def serve(self) -> int:
-        """Wait until told to go; then finish what is under way, within the drain time."""
+        """Wait for SIGTERM or SIGINT; then finish the calls in progress, within the drain time."""
         while not _ENDS & (asked := self._signals.wait(_TICK if self._service.serving.is_set() else _SOON)):
             self._follow_store()
             self._follow_config(again=signal.SIGHUP in asked)
@@ -147,14 +147,14 @@ class Daemon:
         config = self._service.config
         self._service.serving.clear()
         self._dynamic.queue.close()
-        self._following.join(_LAST_WORDS)  # it should not write over what the next daemon wrote
+        self._following.join(_CLOSE_SECONDS)  # it should not write over what the next daemon wrote
         log.info("told to end: %d calls under way", self._service.limits.in_progress)
         drained = self._service.limits.drain(config.drain_timeout)
         if not drained:
             log.warning("%d calls are cut off after %g s; the journal knows them", self._service.limits.in_progress,
                         config.drain_timeout)  # fmt: skip
-        self._server.finish(_LAST_WORDS)
-        self._leave(config)
+        self._server.finish(_CLOSE_SECONDS)
+        self._uninstall(config)
         if self._keeper:
             self._keeper.close()
         self._workers.close()
@@ -188,8 +188,8 @@ class Daemon:
         self._dynamic.config_changed()
         log.info("config read again from %s", self._path)
 
-    def _look_after(self) -> None:
-        """Replay the spool as soon as it holds something; look over the node from time to time."""
+    def _reconcile_forever(self) -> None:
+        """Replay the spool as soon as it has entries; reconcile the node at intervals."""
         next_round = 0.0
         while True:
             try:
@@ -198,7 +198,7 @@ class Daemon:
                     next_round = time.monotonic() + self._service.config.reconcile_interval
                     self._round()
             except Exception:
-                log.exception("the reconciler met something that nobody expected; it goes on")
+                log.exception("unexpected error in the reconciler; it continues")
             if self._over.wait(_TICK):
                 return
 
@@ -216,10 +216,10 @@ class Daemon:
             try:
                 pause = keeper.advance()
             except Exception:
-                log.exception("the client certificate met something that nobody expected; it goes on")
-                pause = _CALM
+                log.exception("unexpected error with the client certificate; it continues")
+                pause = _RETRY_SECONDS
 
-    def _show(self, config: DaemonConfig) -> None:
+    def _add_gauges(self, config: DaemonConfig) -> None:
         node = self._service.own_node()
         self._metrics.gauge("journal_sandboxes", "Sandboxes in the journal", lambda: len(node.journal.sandboxes()))
         self._metrics.gauge("spool_tombstones", "DELs to be replayed", lambda: len(self._reconciler.spool))
@@ -251,32 +251,32 @@ class Daemon:
     def _follow_folder(self) -> None:
         """Keep our place in front of the default network."""
         while not self._over.wait(_TICK):
-            self._look()
+            self._check_conf()
 
-    def _look(self) -> None:
+    def _check_conf(self) -> None:
         try:
             self._conf_keeper.check()
         except Exception:
-            log.exception("the look at the conf folder met something that nobody expected; it goes on")
+            log.exception("unexpected error while checking the conf folder; it continues")
 
     def _default_network_changed(self, found: Found) -> None:
         self._service.network = {"clusterNetwork": str(found.conf.path)} if found.conf else {}
         self._service.obstacle = found.obstacle
 
     def _happened(self, kind: str, reason: str, words: str) -> None:
-        """Count what happened on the node, and tell it as an Event of our own pod, when we are one."""
+        """Count an action, and publish it as an Event of our own pod, when we run in one."""
         self._metrics.repairs.labels(kind).inc()
         ref = _own_pod()
         if not reason or ref is None or self._store is None:
             return
         try:
-            self._store.event(self._store.pod(ref), "Normal" if reason in _NO_TROUBLE else "Warning", reason, words)
+            self._store.event(self._store.pod(ref), "Normal" if reason in _NORMAL_REASONS else "Warning", reason, words)
         except CniError as error:
-            log.warning("event %s was not told: %s", reason, error)
+            log.warning("event %s was not published: %s", reason, error)
 
-    def _leave(self, config: DaemonConfig) -> None:
-        """Take our conf away when the config says so: never because of a daemon that is only replaced."""
-        if config.install is None or not _is_to_leave(config, self._keeper):
+    def _uninstall(self, config: DaemonConfig) -> None:
+        """Remove our conf when the config says so, never because the daemon is only replaced."""
+        if config.install is None or not _must_uninstall(config, self._keeper):
             return
         order = cni_conf.install_spec(config.install)
         folders, name = order.folders, order.name
@@ -290,14 +290,14 @@ class Daemon:
             return
         if self._keeper and config.remove_on_exit == "deleted":
             self._keeper.close()
-            self._keeping.join(_FAREWELL / 2)  # it must not write what is removed now
+            self._certificate_thread.join(_OWNER_SECONDS / 2)  # it must not write what is removed now
             self._keeper.remove_files()
         log.info("%s was removed; %d sandboxes are left", order.target, done.remaining.sandboxes)
 
     def clean(self) -> installation.Remaining:
         """Do once, without serving, what the daemon does for sandboxes that are gone."""
         config = self._service.config
-        _alone(config.socket_dir, 0.0)
+        _lock_folder(config.socket_dir, 0.0)
         plugins.preload()
         node = self._service.own_node()
         if self._keeper:
@@ -316,7 +316,7 @@ class Daemon:
 
 
 def _installation(config: DaemonConfig) -> Installation | None:
-    """Return what is to be kept in place; the shim is not tried out: its folder may be another root's."""
+    """Return what is kept installed; the shim is not run as a test: its folder may be on another root."""
     if config.install is None:
         return None
     program = replace(executable.shim_for(), runs_here=False) if config.cni_bin_dir else None
@@ -324,18 +324,20 @@ def _installation(config: DaemonConfig) -> Installation | None:
 
 
 def _own_pod() -> PodRef | None:
-    """Return the pod that this process runs in, as the downward API tells it; None when it tells nothing."""
+    """Return the pod of this process from the downward API; None without it."""
     namespace, name = os.environ.get("POD_NAMESPACE", ""), os.environ.get("POD_NAME", "")
     return PodRef(namespace, name) if namespace and name else None
 
 
-def _is_to_leave(config: DaemonConfig, keeper: "CertificateRotation | None") -> bool:
+def _must_uninstall(config: DaemonConfig, keeper: "CertificateRotation | None") -> bool:
     if config.remove_on_exit != "deleted":
         return config.remove_on_exit == "always"
     settings = configs.parse({"name": "multus-py", **config.overlay})
     ref = _own_pod()
     if ref is None or not (_kubeconfig(config, settings) or os.environ.get("KUBERNETES_SERVICE_HOST")):
-        log.warning("our conf stays: POD_NAMESPACE and POD_NAME, and an API server, would tell whose pod this is")
+        log.warning(
+            "our conf stays: POD_NAMESPACE, POD_NAME and an API server are needed to know whose pod this is"
+        )
         return False
     from multus_py.kube import daemonset
     from multus_py.kube.session import Client
@@ -343,9 +345,9 @@ def _is_to_leave(config: DaemonConfig, keeper: "CertificateRotation | None") -> 
     try:
         if keeper:
             keeper.verify(
-                _FAREWELL / 2
-            )  # who has no certificate is refused everything, and not because the DaemonSet is gone
-        return daemonset.is_deleted(Client(_kubeconfig(config, settings)), ref, _FAREWELL)
+                _OWNER_SECONDS / 2
+            )  # without a certificate every request is refused, not because the DaemonSet was deleted
+        return daemonset.is_deleted(Client(_kubeconfig(config, settings)), ref, _OWNER_SECONDS)
     except CniError as error:
         log.warning("our conf stays: %s", error)
         return False
@@ -366,8 +368,8 @@ def _store(config: DaemonConfig) -> NodeStore | None:
     return None
 
 
-def _keeper(config: DaemonConfig, tell: Callable[[str, str, str], None]) -> "CertificateRotation | None":
-    """Return the keeper of the node's client certificate, None when there is to be none."""
+def _keeper(config: DaemonConfig, report: Callable[[str, str, str], None]) -> "CertificateRotation | None":
+    """Return the rotation of the node's client certificate, None when it is not configured."""
     if config.certificate is None:
         return None
     # With it comes the cryptography package: 0.1 s, 20 MB.
@@ -377,7 +379,7 @@ def _keeper(config: DaemonConfig, tell: Callable[[str, str, str], None]) -> "Cer
     settings = configs.parse({"name": "multus-py", **config.overlay})
     first = config.certificate.bootstrap or settings.kubeconfig
     bootstrap = partial(kubeconfig.read, Path(first)) if first else partial(kubeconfig.in_cluster, os.environ)
-    world = Environment(bootstrap, Clock(time.monotonic, time.time), tell)
+    world = Environment(bootstrap, Clock(time.monotonic, time.time), report)
     return CertificateRotation(config.certificate, _node_name(settings), world)
 
 
@@ -390,13 +392,13 @@ def _node_name(settings: MultusConfig) -> str:
     return settings.node_name or os.environ.get("MULTUS_NODE_NAME", "") or os.uname().nodename
 
 
-def _alone(folder: Path, patience: float) -> int:
+def _lock_folder(folder: Path, timeout: float) -> int:
     """Hold the folder's lock: two daemons on one socket would both think that they own the node."""
     import fcntl
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(folder / ".daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -410,10 +412,10 @@ def _alone(folder: Path, patience: float) -> int:
 
 def _stamp(path: Path) -> tuple[int, int, int]:
     try:
-        told = path.stat()
+        status = path.stat()
     except OSError:
         return (0, 0, 0)
-    return (told.st_mtime_ns, told.st_size, told.st_ino)
+    return (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 def _reap(*_: object) -> None:

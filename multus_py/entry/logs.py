@@ -12,7 +12,7 @@ from pathlib import Path
 from multus_py.cni.text import one_line
 from multus_py.config.plugin import LogOptions, MultusConfig
 
-# multus-cni's words; ours beside them. "panic" tells only what cannot be told otherwise.
+# multus-cni's levels and ours. "panic" logs only what has no lower level.
 LEVELS = {
     "debug": logging.DEBUG,
     "verbose": logging.INFO,
@@ -42,7 +42,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 class TextLines(logging.Formatter):
-    """Time, level and message on one line; the lines of a trace are set in, so that none of them looks like another."""
+    """Time, level and message on one line; the lines of a trace are indented, so that none looks like a log line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the lines of a record."""
@@ -53,23 +53,23 @@ class TextLines(logging.Formatter):
 
 
 def start(config: MultusConfig, *, json_lines: bool = False) -> None:
-    """Send this process's log lines where *config* says; a file that cannot be opened is said on standard error."""
+    """Set up the logging of this process as in *config*; a file that cannot be opened is reported on standard error."""
     lines = JsonLines() if json_lines else TextLines()
     log = logging.getLogger("multus_py")
     log.setLevel(LEVELS.get(config.log_level.lower(), logging.WARNING))
     log.propagate = False
     handlers: list[logging.Handler] = [logging.StreamHandler()] if config.log_to_stderr else []
-    trouble = ""
+    problem = ""
     if config.log_file:
         try:
             handlers.append(rotating(Path(config.log_file), config.log_options))
         except OSError as cause:
-            trouble = f"cannot open the log file {config.log_file}: {cause.strerror}"
+            problem = f"cannot open the log file {config.log_file}: {cause.strerror}"
     for handler in handlers:
         handler.setFormatter(lines)
     log.handlers = handlers
-    if trouble:
-        logging.lastResort.handle(log.makeRecord(log.name, logging.ERROR, "", 0, trouble, (), None))  # type: ignore[union-attr]
+    if problem:
+        logging.lastResort.handle(log.makeRecord(log.name, logging.ERROR, "", 0, problem, (), None))  # type: ignore[union-attr]
 
 
 def rotating(path: Path, options: LogOptions) -> logging.Handler:

@@ -30,14 +30,14 @@ def main() -> int:
     stdin = sys.stdin.buffer.read() if sys.stdin and env.get("CNI_COMMAND") else b""
     try:
         return serve.serve(lambda call: handle(call, env), env, stdin, sys.stdout, ABOUT)
-    except OSError as cause:  # an ADD that nobody hears of has failed: the runtime's DEL follows
+    except OSError as cause:  # an ADD without an answer has failed: the runtime's DEL follows
         print(f"multus-py: cannot write the answer: {cause.strerror}", file=sys.stderr or io.StringIO())
         sys.stdout = io.StringIO()  # else Python tries the rest of it once more at its end
         return 1
 
 
 def handle(call: Call, env: Mapping[str, str]) -> dict[str, Any] | None:
-    """Assemble the node that the call's config describes and tell the story of its verb."""
+    """Build the node that the call's config describes and run the handler of its verb."""
     # VERSION is answered without any of these.
     from multus_py.config import plugin
     from multus_py.entry import logs

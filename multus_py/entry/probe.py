@@ -13,19 +13,19 @@ _PATIENCE = 5.0  # seconds
 
 def main() -> int:
     """Ask for the path of the second word on the socket of the first one."""
-    said = trouble(Path(sys.argv[1]), sys.argv[2])
-    if said:
-        print(said, file=sys.stderr)
-    return 1 if said else 0
+    reason = failure(Path(sys.argv[1]), sys.argv[2])
+    if reason:
+        print(reason, file=sys.stderr)
+    return 1 if reason else 0
 
 
-def trouble(path: Path, wanted: str) -> str:
-    """Return why the daemon on the socket *path* does not answer GET *wanted* with 200; "" when it does."""
+def failure(path: Path, url: str) -> str:
+    """Return why the daemon on the socket *path* does not answer GET *url* with 200; "" when it does."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
             line.settimeout(_PATIENCE)
             line.connect(str(path))
-            line.sendall(f"GET {wanted} HTTP/1.0\r\n\r\n".encode())
+            line.sendall(f"GET {url} HTTP/1.0\r\n\r\n".encode())
             answer = line.makefile("rb").readline(200).decode(errors="replace").split()
     except OSError as cause:
         return cause.strerror or str(cause)

@@ -18,17 +18,17 @@ class Signals:
     """Takes up the signals *numbers* for this process."""
 
     def __init__(self, numbers: Iterable[int]) -> None:
-        self._told, told = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        self._pipe, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in numbers:
             signal.signal(number, _nothing)
         self._poll = select.poll()
-        self._poll.register(self._told, select.POLLIN)
+        self._poll.register(self._pipe, select.POLLIN)
 
     def wait(self, seconds: float) -> frozenset[int]:
         """Return which came since the last call; wait for the first of them, so long at most."""
-        return frozenset(os.read(self._told, _MANY)) if self._poll.poll(seconds * 1000) else frozenset()
+        return frozenset(os.read(self._pipe, _MANY)) if self._poll.poll(seconds * 1000) else frozenset()
 
 
 def _nothing(*_: object) -> None:
-    """Be there: a signal without a handler would end the process, one that is ignored would not be told."""
+    """Do nothing: a signal without a handler would end the process, an ignored one would not be reported."""

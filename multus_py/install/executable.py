@@ -12,7 +12,7 @@ from multus_py.config.plugin import OUR_TYPES
 from multus_py.install import files, shim
 
 _LAUNCHER_MARK = b"multus-py launcher"
-_SHIM_MARK = b"hands CNI calls to the multus-py daemon"  # the shim says it to people who start it by hand
+_SHIM_MARK = b"hands CNI calls to the multus-py daemon"  # the shim prints it when it is started by hand
 _START = "import sys; from multus_py.entry.plugin import main; sys.exit(main())"
 # Linux reads 256 bytes of a script's first line since 5.1, 128 before (include/uapi/linux/binfmts.h).
 _SHEBANG_MAX = 127
@@ -86,7 +86,7 @@ def require_free_name(path: Path) -> None:
 def install(program: Program, path: Path) -> bool:
     """Put the program at *path*, which may run meanwhile; False when it is there already.
 
-    What multus-cni had under that name is kept beside it, to be given back.
+    A file of multus-cni under that name is kept as a backup.
     """
     if files.has_content(path, program.content, _MODE):
         return False
@@ -106,9 +106,9 @@ def _prove(draft: Path, program: Program) -> None:
             cause.code, f"the executable does not start: {cause.msg}", "is the disk mounted noexec?"
         ) from cause
     if done.status or b"supportedVersions" not in done.stdout:
-        said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
+        output = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
         raise CniError(
             Code.INTERNAL,
-            f"the executable does not answer VERSION: {said[-1] if said else f'exit status {done.status}'}",
+            f"the executable does not answer VERSION: {output[-1] if output else f'exit status {done.status}'}",
             program.advice,
         )

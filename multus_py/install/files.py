@@ -8,7 +8,7 @@ from pathlib import Path
 
 from multus_py.cni.errors import CniError, Code
 
-# No runtime reads a conf with this ending (they take .conf, .conflist, .json), nobody calls an executable with it.
+# No runtime reads a conf with this ending (they take .conf, .conflist, .json), no runtime calls an executable with it.
 BACKUP_SUFFIX = ".before-multus-py"
 
 
@@ -19,7 +19,7 @@ def replace(path: Path, content: bytes, mode: int, prove: Callable[[Path], None]
     """
     temporary = ""
     try:
-        # A leading dot and no known suffix: no runtime reads it, nobody calls it.
+        # A leading dot and no known suffix: no runtime reads or calls it.
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -58,14 +58,14 @@ def remove(path: Path) -> None:
 
 
 def move_to_backup(path: Path) -> Path:
-    """Give *path* a name that nobody reads, whatever was set aside under it before; return that name."""
+    """Rename *path* to a name that no runtime reads, replacing an older backup; return that name."""
     target = _backup_path(path)
     _rename(path, target, "set aside")
     return target
 
 
 def copy_to_backup(path: Path) -> Path:
-    """Keep *path* a second time under a name that nobody calls, and leave it where it is; return that name."""
+    """Copy *path* to a name that no runtime calls; return that name."""
     target = _backup_path(path)
     draft = path.with_name(f".{path.name}{BACKUP_SUFFIX}")
     try:

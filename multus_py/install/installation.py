@@ -102,7 +102,7 @@ def _source(key: str, path: Path) -> Path:
 
 
 def _first_in_line(target: Path, former: list[Path]) -> None:
-    # A runtime calls the first conf by name only: behind another one we would never be asked, and nobody would know.
+    # A runtime uses only the first conf by name: behind another one we would never be called, without any sign.
     if rivals := [path for path in cni_conf.sorting_before(target) if path not in former]:
         raise CniError(
             Code.INVALID_CONFIG,
@@ -118,8 +118,8 @@ def _first_in_line(target: Path, former: list[Path]) -> None:
 class UninstallRequest:
     """What to take away. Folders that are None are read from our conf, and have their defaults when it is gone.
 
-    *daemon_stays*: a daemon that runs is told to put nothing back. Else the word for it goes, too: whoever installs a
-    daemon here later means it. *results* is where the runtime keeps results.
+    *daemon_stays*: a running daemon is told to install nothing. Else the mark for it is removed, too: a daemon that is
+    installed later is meant to install. *results* is where the runtime keeps results.
     """
 
     folders: Folders
@@ -135,7 +135,7 @@ class UninstallRequest:
 class Remaining:
     """What still depends on us: sandboxes in the journal, of which so many are *gone*, and DELs that wait for a daemon.
 
-    *failures* are networks that never came to be and could not be taken back: nothing waits for them.
+    *failures* are networks that were never attached and could not be rolled back: nothing waits for them.
     """
 
     sandboxes: int = 0
@@ -149,9 +149,9 @@ class Remaining:
 
 @dataclass
 class UninstallResult:
-    """What came of it: *kept* is our executable when it has to stay, *cni_dir* where the journal is.
+    """The outcome: *kept* is our executable when it has to stay, *cni_dir* where the journal is.
 
-    *socket_dir* is where the daemon listens, *results* how many results of the runtime's were dropped, which nobody
+    *socket_dir* is where the daemon listens, *results* how many results of the runtime were removed, which nothing
     else would.
     """
 
@@ -168,7 +168,7 @@ def uninstall(asked: UninstallRequest) -> UninstallResult:
     """Take our conf and executable away, give back multus-cni's; what is gone already is success.
 
     The executable stays while sandboxes depend on it: a runtime that keeps the config of each ADD calls it for their
-    DEL. Everything that can be done is done; the errors are told together.
+    DEL. Every step runs; the errors are raised together.
     """
     names.plugin_type(asked.name, "--name")
     target = cni_conf.conf_path(asked.folders.conf, asked.name)
@@ -190,7 +190,7 @@ def uninstall(asked: UninstallRequest) -> UninstallResult:
 
 
 def remaining(cni_dir: Path, spool_dir: Path | None = None) -> Remaining:
-    """Return what still depends on us; a page that cannot be read may be a sandbox's."""
+    """Return what still depends on us; an unreadable journal file may be that of a sandbox."""
     book = Journal(cni_dir / "attachments")
     sandboxes, gone, failures = 0, 0, 0
     for sandbox in book.sandboxes():
@@ -234,7 +234,7 @@ def _remove_executable(asked: UninstallRequest, done: UninstallResult) -> None:
 
 
 def _drop_results(asked: UninstallRequest, done: UninstallResult) -> None:
-    # As long as a sandbox is left, the runtime may delete it with what it kept.
+    # As long as a sandbox is left, the runtime may need its cached result for DEL.
     if not remaining(done.cni_dir):
         for path in cached_results.results(asked.results, asked.name, done.cni_dir):
             files.remove(path)

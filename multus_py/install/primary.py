@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conf of the node's own network: told from a meta-CNI's by its content, never by a name that we know."""
+"""The conf of the node's own network: distinguished from a meta-CNI's by its content, never by its name."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ CONF_SUFFIXES = (".conf", ".conflist", ".json")
 
 @dataclass(frozen=True)
 class Conf:
-    """A file in a conf folder: *body* is None when it cannot be read, and *problem* says why it is no primary."""
+    """A file in a conf folder: *body* is None when it cannot be read, *problem* why it cannot be wrapped."""
 
     path: Path
     body: Mapping[str, Any] | None
@@ -24,7 +24,7 @@ class Conf:
 
 
 def conf_files(folder: Path) -> list[Path]:
-    """Return the files that a runtime would look at, in its order; code 5 when the folder cannot be read."""
+    """Return the files that a runtime would read, in its order; code 5 when the folder cannot be read."""
     try:
         return sorted(path for path in folder.iterdir() if path.suffix in CONF_SUFFIXES and path.is_file())
     except OSError as cause:
@@ -70,13 +70,13 @@ def read(path: Path) -> dict[str, Any]:
     try:
         body = json_object(text, str(path))
         conflist.parse(body, where=str(path), in_folder=path.suffix == ".conflist")
-    except CniError as trouble:
-        raise CniError(trouble.code, trouble.msg, trouble.details or "mend the file, or name another one") from trouble
+    except CniError as error:
+        raise CniError(error.code, error.msg, error.details or "mend the file, or name another one") from error
     return body
 
 
 def read_wrappable(path: Path, name: str) -> Conf:
-    """Return the conf that somebody named; code 7 when it is a meta-CNI's, which we would call in circles."""
+    """Return the conf at *path*; code 7 when it is a meta-CNI's, which would call us again."""
     body = read(path)
     if is_meta(body, name):
         raise CniError(
@@ -86,7 +86,7 @@ def read_wrappable(path: Path, name: str) -> Conf:
 
 
 def is_meta(body: Mapping[str, Any], name: str) -> bool:
-    """Tell, by content, whether a conf calls us or another meta-CNI: wrapping it would run in circles."""
+    """Tell, by content, whether a conf calls us or another meta-CNI: wrapping it would be a loop."""
     return any(
         plugin.get("type") in {*OUR_TYPES, name} or "delegates" in plugin or "clusterNetwork" in plugin
         for plugin in plugins(body)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A word left for the daemon that our conf was taken away on purpose: it goes on serving and puts nothing back.
 
-It stands beside the daemon's socket, so it holds for the daemons of this boot, until somebody installs again.
+It is in the folder of the daemon's socket, so it applies to the daemons of this boot, until the next installation.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ _NAME = "withdrawn"
 
 
 def mark(socket_dir: Path) -> bool:
-    """Leave the word; False where no daemon ever served, for nobody would read it."""
+    """Write the mark; False where no daemon ever served: none would read it."""
     if not socket_dir.is_dir():
         return False
     try:
@@ -20,7 +20,7 @@ def mark(socket_dir: Path) -> bool:
     except OSError as cause:
         raise CniError(
             Code.IO,
-            f"cannot tell the daemon of {socket_dir} to let go: {cause.strerror}",
+            f"cannot tell the daemon of {socket_dir} to stop installing: {cause.strerror}",
             "stop the daemon first: it would put its conf back",
         ) from cause
     return True
@@ -37,5 +37,5 @@ def clear(socket_dir: Path) -> None:
 
 
 def is_marked(socket_dir: Path) -> bool:
-    """Tell whether the word is there."""
+    """Tell whether the mark exists."""
     return (socket_dir / _NAME).exists()

@@ -120,7 +120,7 @@ def _cluster_networks(sources: Sources, pod: Pod | None) -> Iterator[Network]:
 
 
 def _declines_defaults(pod: Pod | None, config: MultusConfig) -> bool:
-    """Tell whether the pod declines the networks that the platform gives it beside the primary, and may."""
+    """Tell whether the pod declines the networks that the platform attaches in addition to the primary, and may."""
     if pod is None or not selection.declines_defaults(pod.annotations.get(DEFAULT_NETWORKS, "")):
         return False
     if config.require_default_networks:
@@ -157,7 +157,7 @@ def _selected(pod: Pod | None, sources: Sources) -> list[Network]:
 
 
 def _auxiliary(config: MultusConfig) -> list[Network]:
-    """Return the auxiliary chain: plugins in a folder beside the cluster network's file, as one network more."""
+    """Return the auxiliary chain: plugins in a folder next to the cluster network's file, as an additional network."""
     if not config.auxiliary_chain:
         return []
     if "/" not in config.cluster_network:

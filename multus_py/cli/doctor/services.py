@@ -37,9 +37,9 @@ def _daemon(place: Place) -> Iterator[Finding]:
         if mode & ~most:
             fact = f"{told if path == socket else place.socket_dir} has mode {mode:o}: more people than root may use it"
             yield Finding(Level.FAILED, "daemon", fact, f"chmod {most:o}, and restart the daemon")
-    if trouble := probe.trouble(socket, "/healthz"):
+    if trouble := probe.failure(socket, "/healthz"):
         yield Finding(Level.FAILED, "daemon", f"no daemon answers on {told}: {trouble}", "see its log; restart it")
-    elif trouble := probe.trouble(socket, "/readyz"):
+    elif trouble := probe.failure(socket, "/readyz"):
         advice = "it waits for its first lists, or for the primary network: see its log"
         yield Finding(Level.WARNING, "daemon", f"the daemon on {told} is not ready: {trouble}", advice)
     else:
