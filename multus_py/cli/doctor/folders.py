@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from multus_py.cli.doctor.finding import Finding, Level, failed
-from multus_py.cli.doctor.place import Place
+from multus_py.cli.doctor.node import Place
+from multus_py.cli.doctor.node_finding import Finding, Level, failed
 from multus_py.cni.errors import CniError
 from multus_py.config.plugin import OUR_TYPES
 from multus_py.install import primary, shim

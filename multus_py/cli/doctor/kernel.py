@@ -13,8 +13,8 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from multus_py.cli.doctor.finding import Finding, Level, failed
-from multus_py.cli.doctor.place import Place
+from multus_py.cli.doctor.node import Place
+from multus_py.cli.doctor.node_finding import Finding, Level, failed
 from multus_py.cni.errors import CniError
 from multus_py.kernel import namespaces, netlink
 from multus_py.kernel.netlink import Netlink

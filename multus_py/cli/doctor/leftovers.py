@@ -5,8 +5,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from multus_py.cli.doctor.finding import Finding, Level
-from multus_py.cli.doctor.place import Place
+from multus_py.cli.doctor.node import Place
+from multus_py.cli.doctor.node_finding import Finding, Level
 from multus_py.state import journal, journal_entry
 from multus_py.state.journal_entry import Entry
 from multus_py.state.spool import Spool

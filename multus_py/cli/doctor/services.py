@@ -6,8 +6,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from multus_py.cli.doctor.finding import Finding, Level, failed
-from multus_py.cli.doctor.place import Place
+from multus_py.cli.doctor.node import Place
+from multus_py.cli.doctor.node_finding import Finding, Level, failed
 from multus_py.cni.errors import CniError
 from multus_py.entry import probe
 from multus_py.install import cni_conf, primary

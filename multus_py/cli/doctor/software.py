@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from multus_py.cli.doctor.finding import Finding, Level
-from multus_py.cli.doctor.place import Place
+from multus_py.cli.doctor.node import Place
+from multus_py.cli.doctor.node_finding import Finding, Level
 from multus_py.cni.call import json_object
 from multus_py.config import validate
 

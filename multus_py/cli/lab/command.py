@@ -58,6 +58,6 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do one deed."""
     # Imported here: it brings the kernel's door, which costs more than everything that `--help` needs.
-    from multus_py.cli.lab import actions
+    from multus_py.cli.lab import subcommands
 
-    return actions.ACTIONS[args.deed](args)
+    return subcommands.ACTIONS[args.deed](args)

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import replace
 from uuid import uuid4
 
-from multus_py.cli.lab import runtime
-from multus_py.cli.lab.place import NAMESPACES, Lab, Sandbox, read_record, record, record_path
+from multus_py.cli.lab import plugin_call
+from multus_py.cli.lab.layout import NAMESPACES, Lab, Sandbox, read_record, record, record_path
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code, combined_error
 from multus_py.kernel import namespaces, netlink
@@ -32,7 +32,7 @@ def attach(lab: Lab, pod: Pod) -> Sandbox:
         undo.add(detach, lab, box)
         record(lab, box)
         make_namespace(box.netns)
-        done = replace(box, result=json_object(runtime.call(lab, "ADD", box), "the plugin's result"))
+        done = replace(box, result=json_object(plugin_call.call(lab, "ADD", box), "the plugin's result"))
         record(lab, done)
         undo.keep()
     return done
@@ -51,7 +51,7 @@ def detach(lab: Lab, box: Sandbox) -> None:
     troubles = []
     try:
         if lab.launcher.exists() and lab.host.exists():
-            runtime.call(lab, "DEL", box)
+            plugin_call.call(lab, "DEL", box)
     except CniError as trouble:
         troubles.append(trouble)
     try:
@@ -80,7 +80,7 @@ def down(lab: Lab) -> list[str]:
             removed.append(f"namespace {left.name}")
         except CniError as trouble:
             troubles.append(trouble)
-    runtime.forget_shared(lab)
+    plugin_call.forget_shared(lab)
     _remove_folders(lab)
     if lab.root.exists():
         troubles.append(CniError(Code.IO, f"cannot remove {lab.root}", "is something mounted or running there?"))

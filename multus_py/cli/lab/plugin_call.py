@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from multus_py.cli.lab.place import Lab, Sandbox
+from multus_py.cli.lab.layout import Lab, Sandbox
 from multus_py.cni import conflist
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code, PluginError

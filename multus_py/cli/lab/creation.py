@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from multus_py.cli.lab.place import Lab
+from multus_py.cli.lab.layout import Lab
 from multus_py.cli.lab.pods import down, make_namespace
 from multus_py.cni import conflist, names
 from multus_py.cni.call import json_object

@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
-from multus_py.cli.lab import build, pods, survey
-from multus_py.cli.lab.place import Lab
+from multus_py.cli.lab import creation, pod_view, pods
+from multus_py.cli.lab.layout import Lab
 from multus_py.cli.table import columns
 from multus_py.cni.errors import CniError, Code
 from multus_py.kube.store import Pod
@@ -17,7 +17,7 @@ from multus_py.kube.store import Pod
 
 def _up(args: argparse.Namespace) -> int:
     lab = _lab(args)
-    build.prepare(lab, args.files, args.primary, args.backend)
+    creation.prepare(lab, args.files, args.primary, args.backend)
     new = pods.waiting(lab)
     before = len(lab.manifests.pods()) - len(new)
     failed = sum(not _attached(lab, pod) for pod in new)
@@ -45,10 +45,10 @@ def _attached(lab: Lab, pod: Pod) -> bool:
 def _show(args: argparse.Namespace) -> int:
     lab = _existing(args)
     if args.status:
-        print(survey.published(lab, pods.find(lab, args.status).ref))
+        print(pod_view.published(lab, pods.find(lab, args.status).ref))
         return 0
-    seen = survey.survey(lab)
-    print(json.dumps([pod.to_json() for pod in seen], indent=2) if args.json else columns(survey.rows(seen)))
+    seen = pod_view.survey(lab)
+    print(json.dumps([pod.to_json() for pod in seen], indent=2) if args.json else columns(pod_view.rows(seen)))
     return 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from multus_py.cli.lab.place import Lab
+from multus_py.cli.lab.layout import Lab
 from multus_py.cni.errors import CniError, Code
 from multus_py.kernel import netlink, records
 from multus_py.kernel.errors import NoNamespace
