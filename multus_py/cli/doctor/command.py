@@ -44,10 +44,12 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Look at everything; 1 when something failed."""
     from multus_py.cli.doctor import folders, kernel, leftovers, services, software
-    from multus_py.cli.doctor.node import Asked, place
+    from multus_py.cli.doctor.node import Options, examined_node
     from multus_py.cli.doctor.node_finding import Level
 
-    node = place(Asked(args.root, args.config, args.cni_conf_dir, args.cni_bin_dir, args.socket_dir, args.name))
+    node = examined_node(
+        Options(args.root, args.config, args.cni_conf_dir, args.cni_bin_dir, args.socket_dir, args.name)
+    )
     found = [each for area in (software, folders, kernel, services, leftovers) for each in area.findings(node)]
     fit = not any(finding.level is Level.FAILED for finding in found)
     if args.json:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from multus_py.cli.doctor.node import Place
-from multus_py.cli.doctor.node_finding import Finding, Level, failed
+from multus_py.cli.doctor.node import ExaminedNode
+from multus_py.cli.doctor.node_finding import Level, NodeFinding, error_finding
 from multus_py.cni.errors import CniError
 from multus_py.config.plugin import OUR_TYPES
 from multus_py.install import primary, shim
@@ -17,48 +17,48 @@ _LOW = 64 * 1024 * 1024  # bytes; the journal needs little, but a full disk fail
 _MACHINES = {62: "x86_64", 183: "aarch64"}  # ELF e_machine (elf.h)
 
 
-def findings(place: Place) -> Iterator[Finding]:
+def findings(node: ExaminedNode) -> Iterator[NodeFinding]:
     """Yield what is found about the folders."""
-    yield from _runtimes(place)
-    yield from _confs(place)
-    yield from _executables(place)
-    yield from _disk(place)
+    yield from _runtimes(node)
+    yield from _confs(node)
+    yield from _executables(node)
+    yield from _disk(node)
 
 
-def _runtimes(place: Place) -> Iterator[Finding]:
-    for runtime in place.runtimes:
+def _runtimes(node: ExaminedNode) -> Iterator[NodeFinding]:
+    for runtime in node.runtimes:
         state = "runs" if runtime.running else "is configured"
         told = f"{runtime.name} {state} ({runtime.config}): confs in {runtime.conf_dir}"
-        yield Finding(Level.OK, "runtime", f"{told}, plugins in {', '.join(runtime.bin_dirs)}")
+        yield NodeFinding(Level.OK, "runtime", f"{told}, plugins in {', '.join(runtime.bin_dirs)}")
         if runtime.trouble:
-            yield Finding(Level.WARNING, "runtime", runtime.trouble, "its default folders are looked at")
+            yield NodeFinding(Level.WARNING, "runtime", runtime.trouble, "its default folders are looked at")
         if runtime.conf_limit != 1:
             number = runtime.conf_limit or "all"
-            yield Finding(
+            yield NodeFinding(
                 Level.FAILED,
                 "runtime",
                 f"{runtime.config}: max_conf_num is {runtime.conf_limit}: {number} confs would be called for each pod",
                 "set max_conf_num to 1: the first conf is ours, and it calls the primary's",
             )
-        if runtime.network and runtime.network != place.name:
-            yield Finding(
+        if runtime.network and runtime.network != node.name:
+            yield NodeFinding(
                 Level.FAILED,
                 "runtime",
                 f"{runtime.config}: cni_default_network is {runtime.network!r}: our conf would never be called",
-                f"remove it, or set it to {place.name!r}",
+                f"remove it, or set it to {node.name!r}",
             )
         if runtime.template:
-            yield Finding(
+            yield NodeFinding(
                 Level.WARNING,
                 "runtime",
                 f"{runtime.name} writes a conf of its own from {runtime.template}",
                 "see that its name sorts behind ours",
             )
-    if not place.runtimes:
-        yield Finding(
+    if not node.runtimes:
+        yield NodeFinding(
             Level.WARNING,
             "runtime",
-            f"no containerd and no CRI-O was found under {place.root}",
+            f"no containerd and no CRI-O was found under {node.root}",
             "name its folders with --cni-conf-dir and --cni-bin-dir; in a container, mount the node's / and use --root",
         )
 
@@ -66,63 +66,65 @@ def _runtimes(place: Place) -> Iterator[Finding]:
 # --- confs ------------------------------------------------------------------------------------------------------------
 
 
-def _confs(place: Place) -> Iterator[Finding]:
-    folder = place.at(place.conf_dir)
+def _confs(node: ExaminedNode) -> Iterator[NodeFinding]:
+    folder = node.at(node.conf_dir)
     if not folder.is_dir():
-        yield Finding(Level.FAILED, "confs", f"{place.conf_dir} is not a folder on this node", "start the runtime once")
+        yield NodeFinding(
+            Level.FAILED, "confs", f"{node.conf_dir} is not a folder on this node", "start the runtime once"
+        )
         return
-    yield from _writable(place, place.conf_dir, "confs")
+    yield from _writable(node, node.conf_dir, "confs")
     try:
-        found = list(primary.survey(folder, place.name))
+        found = list(primary.survey(folder, node.name))
     except CniError as trouble:
-        yield failed("confs", trouble)
+        yield error_finding("confs", trouble)
         return
-    ours = [conf for conf in found if conf.body and _calls(conf.body, {place.name})]
-    yield from _order(place, found, ours)
+    ours = [conf for conf in found if conf.body and _calls(conf.body, {node.name})]
+    yield from _order(node, found, ours)
     for conf in found:
         if conf.body is None:
-            yield Finding(Level.WARNING, "confs", conf.problem, "a runtime stops at it, or passes it over")
+            yield NodeFinding(Level.WARNING, "confs", conf.problem, "a runtime stops at it, or passes it over")
         elif conf not in ours and _calls(conf.body, OUR_TYPES):
-            yield Finding(
+            yield NodeFinding(
                 Level.WARNING,
                 "confs",
-                f"{place.conf_dir}/{conf.path.name} belongs to another meta-CNI",
+                f"{node.conf_dir}/{conf.path.name} belongs to another meta-CNI",
                 "install takes it over; remove the other one's DaemonSet",
             )
-    yield from _renamed(place, folder)
+    yield from _renamed(node, folder)
 
 
-def _order(place: Place, found: list[primary.Conf], ours: list[primary.Conf]) -> Iterator[Finding]:
+def _order(node: ExaminedNode, found: list[primary.Conf], ours: list[primary.Conf]) -> Iterator[NodeFinding]:
     usable = [conf for conf in found if conf.body is not None]
     first = [conf for conf in usable if not conf.problem]
     if not ours:
         advice = "run multus-py install, or wait for the daemon to do it"
-        yield Finding(Level.WARNING, "confs", f"our conf is not in {place.conf_dir}", advice)
+        yield NodeFinding(Level.WARNING, "confs", f"our conf is not in {node.conf_dir}", advice)
     elif usable[0] != ours[0]:
-        yield Finding(
+        yield NodeFinding(
             Level.FAILED,
             "confs",
-            f"{place.conf_dir}/{usable[0].path.name} sorts before {ours[0].path.name}: the runtime does not call us",
+            f"{node.conf_dir}/{usable[0].path.name} sorts before {ours[0].path.name}: the runtime does not call us",
             "rename or remove it",
         )
     else:
-        yield Finding(Level.OK, "confs", f"{place.conf_dir}/{ours[0].path.name} is the first conf")
+        yield NodeFinding(Level.OK, "confs", f"{node.conf_dir}/{ours[0].path.name} is the first conf")
     if first:
-        yield Finding(Level.OK, "confs", f"the primary network is {place.conf_dir}/{first[0].path.name}")
-    elif not (place.settings.delegates or place.settings.cluster_network):
-        yield failed("confs", primary.no_primary_error(Path(place.conf_dir), [conf.problem for conf in found]))
+        yield NodeFinding(Level.OK, "confs", f"the primary network is {node.conf_dir}/{first[0].path.name}")
+    elif not (node.settings.delegates or node.settings.cluster_network):
+        yield error_finding("confs", primary.no_primary_error(Path(node.conf_dir), [conf.problem for conf in found]))
 
 
 def _calls(body: Mapping[str, Any], types: set[str] | frozenset[str]) -> bool:
     return any(plugin.get("type") in types for plugin in primary.plugins(body))
 
 
-def _renamed(place: Place, folder: Path) -> Iterator[Finding]:
+def _renamed(node: ExaminedNode, folder: Path) -> Iterator[NodeFinding]:
     for path in sorted(folder.glob("*multus-py.conflist.*")):
-        yield Finding(
+        yield NodeFinding(
             Level.WARNING,
             "confs",
-            f"{place.conf_dir}/{path.name}: somebody renamed our conf",
+            f"{node.conf_dir}/{path.name}: somebody renamed our conf",
             "the daemon puts it back; if the primary is Cilium, set cni.exclusive to false there",
         )
 
@@ -130,36 +132,36 @@ def _renamed(place: Place, folder: Path) -> Iterator[Finding]:
 # --- executables ------------------------------------------------------------------------------------------------------
 
 
-def _executables(place: Place) -> Iterator[Finding]:
-    bin_dir = place.bin_dirs[0]
-    if not place.at(bin_dir).is_dir():
+def _executables(node: ExaminedNode) -> Iterator[NodeFinding]:
+    bin_dir = node.bin_dirs[0]
+    if not node.at(bin_dir).is_dir():
         advice = "create it, or tell the right one with --cni-bin-dir"
-        yield Finding(Level.FAILED, "plugins", f"{bin_dir} is not a folder on this node", advice)
+        yield NodeFinding(Level.FAILED, "plugins", f"{bin_dir} is not a folder on this node", advice)
         return
-    yield from _writable(place, bin_dir, "plugins")
-    yield _own(place)
+    yield from _writable(node, bin_dir, "plugins")
+    yield _own(node)
     missing = {
         plugin_type: path.name
-        for path, plugin_type in _wanted(place)
-        if not any(_is_executable(place, f"{folder}/{plugin_type}") for folder in place.bin_dirs)
+        for path, plugin_type in _wanted(node)
+        if not any(_is_executable(node, f"{folder}/{plugin_type}") for folder in node.bin_dirs)
     }
     for plugin_type, conf in missing.items():
         if plugin_type in plugins.NATIVE:
-            yield Finding(Level.NOTE, "plugins", f"{conf} names {plugin_type}, which runs inside multus-py alone")
+            yield NodeFinding(Level.NOTE, "plugins", f"{conf} names {plugin_type}, which runs inside multus-py alone")
             continue
-        yield Finding(
+        yield NodeFinding(
             Level.FAILED,
             "plugins",
-            f"{conf} names the plugin {plugin_type}, and there is no such executable in {', '.join(place.bin_dirs)}",
+            f"{conf} names the plugin {plugin_type}, and there is no such executable in {', '.join(node.bin_dirs)}",
             "install it there; its own DaemonSet may not have run yet",
         )
 
 
-def _wanted(place: Place) -> Iterator[tuple[Path, str]]:
+def _wanted(node: ExaminedNode) -> Iterator[tuple[Path, str]]:
     """Yield the plugins of the primary, its IPAM plugins included, with the conf that names them."""
-    folder = place.at(place.conf_dir)
+    folder = node.at(node.conf_dir)
     try:
-        found = [conf for conf in primary.survey(folder, place.name) if not conf.problem and conf.body]
+        found = [conf for conf in primary.survey(folder, node.name) if not conf.problem and conf.body]
     except CniError:
         return
     for plugin in primary.plugins(found[0].body or {}) if found else ():
@@ -169,24 +171,24 @@ def _wanted(place: Place) -> Iterator[tuple[Path, str]]:
                 yield found[0].path, named
 
 
-def _own(place: Place) -> Finding:
+def _own(node: ExaminedNode) -> NodeFinding:
     """Look at the executable that the runtime calls for us."""
-    path = f"{place.bin_dirs[0]}/{place.name}"
-    if not place.at(path).exists():
+    path = f"{node.bin_dirs[0]}/{node.name}"
+    if not node.at(path).exists():
         advice = "run multus-py install, or wait for the daemon to do it"
-        return Finding(Level.WARNING, "plugins", f"{path} is not there: the runtime cannot call us", advice)
-    if not _is_executable(place, path):
-        return Finding(Level.FAILED, "plugins", f"{path} cannot be executed", "run multus-py install again")
-    text = place.at(path).read_bytes()
+        return NodeFinding(Level.WARNING, "plugins", f"{path} is not there: the runtime cannot call us", advice)
+    if not _is_executable(node, path):
+        return NodeFinding(Level.FAILED, "plugins", f"{path} cannot be executed", "run multus-py install again")
+    text = node.at(path).read_bytes()
     machine = _machine(text)
     if machine and machine != os.uname().machine:
         advice = "run multus-py install again, with a wheel for this machine"
-        return Finding(Level.FAILED, "plugins", f"{path} is built for {machine}", advice)
+        return NodeFinding(Level.FAILED, "plugins", f"{path} is built for {machine}", advice)
     if machine and not _is_packaged(text, machine):
-        return Finding(
+        return NodeFinding(
             Level.WARNING, "plugins", f"{path} is not the shim of this version", "run multus-py install again"
         )
-    return Finding(Level.OK, "plugins", f"{path} can be executed")
+    return NodeFinding(Level.OK, "plugins", f"{path} can be executed")
 
 
 def _machine(text: bytes) -> str:
@@ -204,32 +206,32 @@ def _is_packaged(text: bytes, machine: str) -> bool:
         return True  # this installation has none to compare with
 
 
-def _is_executable(place: Place, path: str) -> bool:
-    seen = place.at(path)
+def _is_executable(node: ExaminedNode, path: str) -> bool:
+    seen = node.at(path)
     return seen.is_file() and os.access(seen, os.X_OK)
 
 
 # --- the disk ---------------------------------------------------------------------------------------------------------
 
 
-def _writable(place: Place, folder: str, area: str) -> Iterator[Finding]:
-    if os.statvfs(place.at(folder)).f_flag & os.ST_RDONLY or not os.access(place.at(folder), os.W_OK):
-        yield Finding(
+def _writable(node: ExaminedNode, folder: str, area: str) -> Iterator[NodeFinding]:
+    if os.statvfs(node.at(folder)).f_flag & os.ST_RDONLY or not os.access(node.at(folder), os.W_OK):
+        yield NodeFinding(
             Level.FAILED, area, f"{folder} cannot be written", "name the folder that the runtime really reads"
         )
 
 
-def _disk(place: Place) -> Iterator[Finding]:
-    wanted = place.at(place.settings.cni_dir)
+def _disk(node: ExaminedNode) -> Iterator[NodeFinding]:
+    wanted = node.at(node.settings.cni_dir)
     seen = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
     told = os.statvfs(seen)
     if told.f_flag & os.ST_RDONLY:
-        fact = f"{place.settings.cni_dir} is on a read-only disk: nothing can be remembered"
-        yield Finding(Level.FAILED, "disk", fact, "set cniDir to a folder that can be written")
+        fact = f"{node.settings.cni_dir} is on a read-only disk: nothing can be remembered"
+        yield NodeFinding(Level.FAILED, "disk", fact, "set cniDir to a folder that can be written")
     elif told.f_bavail * told.f_frsize < _LOW or (told.f_files and not told.f_favail):
         free = f"{told.f_bavail * told.f_frsize // 1024} KiB and {told.f_favail} inodes"
-        yield Finding(
-            Level.FAILED, "disk", f"{place.settings.cni_dir} has {free} left", "make room: ADD needs the disk"
+        yield NodeFinding(
+            Level.FAILED, "disk", f"{node.settings.cni_dir} has {free} left", "make room: ADD needs the disk"
         )
     else:
-        yield Finding(Level.OK, "disk", f"{place.settings.cni_dir} has room")
+        yield NodeFinding(Level.OK, "disk", f"{node.settings.cni_dir} has room")

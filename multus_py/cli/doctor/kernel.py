@@ -13,8 +13,8 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from multus_py.cli.doctor.node import Place
-from multus_py.cli.doctor.node_finding import Finding, Level, failed
+from multus_py.cli.doctor.node import ExaminedNode
+from multus_py.cli.doctor.node_finding import Level, NodeFinding, error_finding
 from multus_py.cni.errors import CniError
 from multus_py.kernel import namespaces, netlink
 from multus_py.kernel.netlink import Netlink
@@ -47,21 +47,21 @@ KINDS = (
 )
 
 
-def findings(place: Place) -> Iterator[Finding]:  # noqa: ARG001  every area is asked in the same way
+def findings(node: ExaminedNode) -> Iterator[NodeFinding]:  # noqa: ARG001  every area is asked in the same way
     """Yield which kinds the kernel supports and which it does not."""
     try:
         supported = kinds()
     except CniError as error:
-        yield failed("kernel", error)
+        yield error_finding("kernel", error)
         return
     tried = (*(kind.name for kind in KINDS), _FILTERING)
-    yield Finding(Level.OK, "kernel", f"makes {', '.join(name for name in tried if name in supported)}")
+    yield NodeFinding(Level.OK, "kernel", f"makes {', '.join(name for name in tried if name in supported)}")
     for name in (name for name in tried if name not in supported):
         level = Level.FAILED if name in _NATIVE else Level.NOTE
         advice = f"modprobe {_MODULES.get(name, name)}, or another kernel"
         if name == _FILTERING:
             advice = "it takes a kernel built with CONFIG_BRIDGE_VLAN_FILTERING"
-        yield Finding(level, "kernel", f"cannot make {name}: networks that need it will fail", advice)
+        yield NodeFinding(level, "kernel", f"cannot make {name}: networks that need it will fail", advice)
 
 
 def kinds() -> set[str]:

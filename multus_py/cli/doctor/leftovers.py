@@ -5,8 +5,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from multus_py.cli.doctor.node import Place
-from multus_py.cli.doctor.node_finding import Finding, Level
+from multus_py.cli.doctor.node import ExaminedNode
+from multus_py.cli.doctor.node_finding import Level, NodeFinding
 from multus_py.state import journal, journal_entry
 from multus_py.state.journal_entry import Entry
 from multus_py.state.spool import Spool
@@ -14,14 +14,14 @@ from multus_py.state.spool import Spool
 _LATE = 300  # seconds after which a DEL in the spool is late: a daemon replays it within one or two
 
 
-def findings(place: Place) -> Iterator[Finding]:
+def findings(node: ExaminedNode) -> Iterator[NodeFinding]:
     """Yield what is left in the journal and in the spool."""
-    yield from _journal(place)
-    yield from _spool(place)
+    yield from _journal(node)
+    yield from _spool(node)
 
 
-def _journal(place: Place) -> Iterator[Finding]:
-    folder = place.at(place.settings.cni_dir / "attachments")
+def _journal(node: ExaminedNode) -> Iterator[NodeFinding]:
+    folder = node.at(node.settings.cni_dir / "attachments")
     entries: list[Entry] = []
     for container_id, ifname in journal.Journal(folder).sandboxes():
         path = folder / f"{container_id}@{ifname}"
@@ -32,44 +32,44 @@ def _journal(place: Place) -> Iterator[Finding]:
             continue  # its DEL was confirmed meanwhile
         except journal_entry.DamagedEntry as trouble:
             advice = "its DEL makes up for it from the kept results; then the page goes"
-            yield Finding(Level.WARNING, "journal", f"{path.name}: {trouble.msg}", advice)
+            yield NodeFinding(Level.WARNING, "journal", f"{path.name}: {trouble.msg}", advice)
     attached = [entry for entry in entries if entry.attachments]
-    gone = [entry for entry in attached if entry.is_gone(place.root)]
+    gone = [entry for entry in attached if entry.is_gone(node.root)]
     for entry in gone:
         advice = (
             "the daemon takes it down in its next round, or the runtime's GC does; when it stays, the daemon's log "
             f"says why, and `multus-py forget {entry.container_id}` drops it"
         )
-        yield Finding(Level.WARNING, "journal", f"{_named(entry)} is gone, its attachments are kept", advice)
+        yield NodeFinding(Level.WARNING, "journal", f"{_named(entry)} is gone, its attachments are kept", advice)
     yield from (finding for entry in entries for finding in _failures(entry))
-    yield Finding(Level.OK, "journal", f"{len(attached) - len(gone)} sandboxes are attached")
+    yield NodeFinding(Level.OK, "journal", f"{len(attached) - len(gone)} sandboxes are attached")
 
 
 def _named(entry: Entry) -> str:
     return f"sandbox {entry.container_id}" + (f" of pod {entry.pod}" if entry.pod else "")
 
 
-def _failures(entry: Entry) -> Iterator[Finding]:
+def _failures(entry: Entry) -> Iterator[NodeFinding]:
     """Yield what never came to be and cannot be cleaned up."""
     for failure in entry.failures:
         fact = f"{_named(entry)}: {failure.attachment} never came to be, and its DEL fails: {failure.reason}"
         ends = f"`multus-py forget {entry.container_id}` shows what may leak and drops it"
         advice = f"given up after {failure.tries} tries: {ends}" if failure.is_final else f"it is tried again; {ends}"
-        yield Finding(Level.WARNING, "journal", fact, advice)
+        yield NodeFinding(Level.WARNING, "journal", fact, advice)
 
 
-def _spool(place: Place) -> Iterator[Finding]:
-    folder = place.at(place.daemon.spool_dir)
+def _spool(node: ExaminedNode) -> Iterator[NodeFinding]:
+    folder = node.at(node.daemon.spool_dir)
     waiting = [path for path in _files(folder) if path.suffix == ".json"]
     if damaged := [path.name for path in _files(folder) if path.name.endswith(".damaged")]:
         advice = "read what they say, release it by hand, remove them"
-        yield Finding(Level.WARNING, "spool", f"DELs that cannot be read: {', '.join(damaged)}", advice)
+        yield NodeFinding(Level.WARNING, "spool", f"DELs that cannot be read: {', '.join(damaged)}", advice)
     late = [path for path in waiting if time.time() - path.stat().st_mtime > _LATE]
     if late:
         fact = f"{len(late)} of {len(Spool(folder))} DELs wait for longer than {_LATE // 60} minutes"
-        yield Finding(Level.WARNING, "spool", fact, "start the daemon; if it runs, its log says why they fail")
+        yield NodeFinding(Level.WARNING, "spool", fact, "start the daemon; if it runs, its log says why they fail")
     else:
-        yield Finding(Level.OK, "spool", f"{len(waiting)} DELs wait to be replayed")
+        yield NodeFinding(Level.OK, "spool", f"{len(waiting)} DELs wait to be replayed")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from multus_py.kernel import host_root
 
 
 @dataclass(frozen=True)
-class Asked:
+class Options:
     """What the person said; "" leaves it to us."""
 
     root: str = ""
@@ -28,7 +28,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Place:
+class ExaminedNode:
     """A node. Paths as text are the node's own, `at` says where they are seen from here.
 
     *settings* is what the daemon and the plugin take from the config file, or the defaults.
@@ -49,22 +49,22 @@ class Place:
         return host_root.within(self.root, str(path))
 
 
-def place(asked: Asked) -> Place:
+def examined_node(options: Options) -> ExaminedNode:
     """Return the node that was asked for; a CniError when the daemon's config file cannot be read."""
-    daemon = daemon_config.load(Path(asked.config)) if asked.config else DaemonConfig()
-    root = Path(asked.root or daemon.chroot_dir or "/")
+    daemon = daemon_config.load(Path(options.config)) if options.config else DaemonConfig()
+    root = Path(options.root or daemon.chroot_dir or "/")
     found = tuple(runtimes.runtimes(root))
     first = found[0] if found else Runtime("", "")
-    return Place(
+    return ExaminedNode(
         root=root,
-        config=asked.config,
+        config=options.config,
         daemon=daemon,
         settings=_settings(daemon.overlay),
         runtimes=found,
-        conf_dir=asked.conf_dir or first.conf_dir,
-        bin_dirs=(asked.bin_dir,) if asked.bin_dir else first.bin_dirs,
-        socket_dir=asked.socket_dir or str(daemon.socket_dir),
-        name=asked.name,
+        conf_dir=options.conf_dir or first.conf_dir,
+        bin_dirs=(options.bin_dir,) if options.bin_dir else first.bin_dirs,
+        socket_dir=options.socket_dir or str(daemon.socket_dir),
+        name=options.name,
     )
 
 

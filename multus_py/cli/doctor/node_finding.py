@@ -17,7 +17,7 @@ class Level(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class NodeFinding:
     """One fact, in one area; *advice* says what to do."""
 
     level: Level
@@ -30,6 +30,6 @@ class Finding:
         return {key: str(value) for key, value in asdict(self).items()}
 
 
-def failed(area: str, trouble: CniError) -> Finding:
+def error_finding(area: str, trouble: CniError) -> NodeFinding:
     """Return the finding for an error."""
-    return Finding(Level.FAILED, area, trouble.msg, trouble.details)
+    return NodeFinding(Level.FAILED, area, trouble.msg, trouble.details)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from multus_py.cli.doctor.node import Place
-from multus_py.cli.doctor.node_finding import Finding, Level
+from multus_py.cli.doctor.node import ExaminedNode
+from multus_py.cli.doctor.node_finding import Level, NodeFinding
 from multus_py.cni.call import json_object
 from multus_py.config import validate
 
@@ -17,12 +17,12 @@ PACKAGES = ("multus-py", "pyroute2", "kubernetes", "grpcio")
 _NEEDED = {12: "CAP_NET_ADMIN", 21: "CAP_SYS_ADMIN"}
 
 
-def findings(place: Place) -> Iterator[Finding]:
+def findings(node: ExaminedNode) -> Iterator[NodeFinding]:
     """Yield what is found about the software and about what it may do."""
     told = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
-    yield Finding(Level.OK, "versions", f"{told}, Python {platform.python_version()}, Linux {platform.release()}")
+    yield NodeFinding(Level.OK, "versions", f"{told}, Python {platform.python_version()}, Linux {platform.release()}")
     yield _privileges()
-    yield from _config(place)
+    yield from _config(node)
 
 
 def _version(name: str) -> str:
@@ -32,25 +32,25 @@ def _version(name: str) -> str:
         return "(missing)"
 
 
-def _privileges() -> Finding:
+def _privileges() -> NodeFinding:
     status = Path("/proc/self/status").read_text()
     effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), 16)
     missing = [name for bit, name in _NEEDED.items() if not effective >> bit & 1]
     if os.geteuid() != 0 or missing:
         why = f"it has no {' and no '.join(missing)}" if missing else f"it runs as user {os.geteuid()}"
         advice = "run it as root; a container of it must be privileged"
-        return Finding(Level.FAILED, "privileges", f"this process cannot set up interfaces: {why}", advice)
-    return Finding(Level.OK, "privileges", "root, with what setting up interfaces takes")
+        return NodeFinding(Level.FAILED, "privileges", f"this process cannot set up interfaces: {why}", advice)
+    return NodeFinding(Level.OK, "privileges", "root, with what setting up interfaces takes")
 
 
-def _config(place: Place) -> Iterator[Finding]:
-    if not place.config:
+def _config(node: ExaminedNode) -> Iterator[NodeFinding]:
+    if not node.config:
         return
-    body = json_object(Path(place.config).read_bytes(), place.config)
+    body = json_object(Path(node.config).read_bytes(), node.config)
     problems = validate.problems(body, "daemon")
     for problem in problems:
         level = Level.WARNING if problem.note else Level.FAILED
         where = f"{problem.where}: " if problem.where else ""
-        yield Finding(level, "config", f"{place.config}: {where}{problem.message}", problem.fix)
+        yield NodeFinding(level, "config", f"{node.config}: {where}{problem.message}", problem.fix)
     if not problems:
-        yield Finding(Level.OK, "config", f"{place.config} is sound")
+        yield NodeFinding(Level.OK, "config", f"{node.config} is sound")

@@ -17,21 +17,21 @@ example:
 
 
 def add_parser(commands: Any) -> None:
-    """Add the command and its deeds to *commands*."""
+    """Add the command and its subcommands to *commands*."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = commands.add_parser("lab", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw)
-    deeds = parser.add_subparsers(metavar="up|show|exec|down", required=True)
+    subcommands = parser.add_subparsers(metavar="up|show|exec|down", required=True)
 
-    def deed(name: str, description: str, *examples: str) -> argparse.ArgumentParser:
+    def subcommand(name: str, description: str, *examples: str) -> argparse.ArgumentParser:
         epilog = "\n  ".join(["example:", *(f"multus-py lab {example}" for example in examples)])
-        made: argparse.ArgumentParser = deeds.add_parser(
+        made: argparse.ArgumentParser = subcommands.add_parser(
             name, description=description, epilog=epilog, formatter_class=raw
         )
         made.add_argument("--name", default="lab", metavar="LAB", help="name of the lab (default: %(default)s)")
-        made.set_defaults(deed=name)
+        made.set_defaults(subcommand=name)
         return made
 
-    up = deed(
+    up = subcommand(
         "up",
         "Make the lab and attach the pods of the manifests; in a lab that is up, those that are new.",
         "up examples",
@@ -41,23 +41,23 @@ def add_parser(commands: Any) -> None:
     up.add_argument("--primary", type=Path, metavar="FILE", help="conf of the default network (default: a bridge)")
     up.add_argument("--backend", choices=("auto", "builtin", "exec"), help="who runs the delegates (default: auto)")
 
-    show = deed("show", "Show what the kernel holds for each pod.", "show --json")
+    show = subcommand("show", "Show what the kernel holds for each pod.", "show --json")
     how = show.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print JSON")
     how.add_argument("--status", metavar="POD", help="print the network-status that was published for a pod")
 
-    inside = deed(
+    inside = subcommand(
         "exec", "Run a command in a pod's network namespace; its exit status is ours.", "exec caller -- ip address"
     )
     inside.add_argument("pod", metavar="POD", help="name, or namespace/name")
     inside.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD...", help="command with its arguments")
 
-    deed("down", "Detach the pods and remove the lab, however much of it there is.", "down")
+    subcommand("down", "Detach the pods and remove the lab, however much of it there is.", "down")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do one deed."""
+    """Do one subcommand."""
     # Imported here: it brings the kernel's door, which costs more than everything that `--help` needs.
     from multus_py.cli.lab import subcommands
 
-    return subcommands.ACTIONS[args.deed](args)
+    return subcommands.SUBCOMMANDS[args.subcommand](args)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from multus_py.cli.lab.layout import Lab
-from multus_py.cli.lab.pods import down, make_namespace
+from multus_py.cli.lab.pods import make_namespace, remove_lab
 from multus_py.cni import conflist, names
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code
@@ -45,7 +45,7 @@ def prepare(lab: Lab, files: Sequence[Path], primary: Path | None, backend: str 
     sources = list(_sources(files))
     with Undo() as undo:
         if not lab.root.exists():
-            undo.add(down, lab)
+            undo.add(remove_lab, lab)
         for name in ("bin", "net.d", "manifests", "cni", "pods", "var-lib-cni"):
             (lab.root / name).mkdir(parents=True, exist_ok=True)
         _take_in(lab, sources, undo)

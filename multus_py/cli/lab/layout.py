@@ -20,7 +20,7 @@ NAMESPACES = Path("/run/netns")
 
 
 @dataclass(frozen=True)
-class Sandbox:
+class LabSandbox:
     """A pod that was, or was about to be, attached; *result* is what ADD answered, None when it did not."""
 
     namespace: str
@@ -84,26 +84,26 @@ class Lab:
         """Return the network namespace of a pod; a namespace's name has no dot, so two pods never share one."""
         return NAMESPACES / f"{self.name}.{pod.namespace}.{pod.name}"
 
-    def sandboxes(self) -> list[Sandbox]:
+    def sandboxes(self) -> list[LabSandbox]:
         """Return the pods of the lab, those half-made too, by namespace and name."""
         return [read_record(path) for path in sorted((self.root / "pods").glob("*.json"))]
 
 
-def record_path(lab: Lab, box: Sandbox) -> Path:
+def record_path(lab: Lab, sandbox: LabSandbox) -> Path:
     """Return where the record of a pod is kept."""
-    return lab.root / "pods" / f"{box.namespace}.{box.pod}.json"
+    return lab.root / "pods" / f"{sandbox.namespace}.{sandbox.pod}.json"
 
 
-def read_record(path: Path) -> Sandbox:
+def read_record(path: Path) -> LabSandbox:
     """Read the record of a pod; code 6 when it was cut short."""
     try:
-        return Sandbox(**json_object(path.read_bytes(), str(path)))
+        return LabSandbox(**json_object(path.read_bytes(), str(path)))
     except TypeError as cause:
         raise CniError(
             Code.DECODE, f"{path} is not the record of a pod: {cause}", "multus-py lab down removes it"
         ) from cause
 
 
-def record(lab: Lab, box: Sandbox) -> None:
+def record(lab: Lab, sandbox: LabSandbox) -> None:
     """Keep the record of a pod: `lab down` finds it by that."""
-    record_path(lab, box).write_text(json.dumps(asdict(box), indent=2))
+    record_path(lab, sandbox).write_text(json.dumps(asdict(sandbox), indent=2))

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from multus_py.cli.lab.layout import Lab, Sandbox
+from multus_py.cli.lab.layout import Lab, LabSandbox
 from multus_py.cni import conflist
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code, PluginError
@@ -26,27 +26,27 @@ _CALL_SECONDS = 180
 _IFNAME = "eth0"
 
 
-def call(lab: Lab, verb: str, box: Sandbox) -> bytes:
+def call_plugin(lab: Lab, verb: str, sandbox: LabSandbox) -> bytes:
     """Run the launcher in the lab's host namespace as a runtime does, and return what it printed."""
     env = {
         "PATH": _PATH,
         "CNI_COMMAND": verb,
-        "CNI_CONTAINERID": box.container_id,
-        "CNI_NETNS": box.netns,
+        "CNI_CONTAINERID": sandbox.container_id,
+        "CNI_NETNS": sandbox.netns,
         "CNI_IFNAME": _IFNAME,
         "CNI_PATH": ":".join([str(lab.folders.bin), *_SYSTEM_PLUGINS]),
         "CNI_ARGS": (
-            f"IgnoreUnknown=1;K8S_POD_NAMESPACE={box.namespace};K8S_POD_NAME={box.pod};"
-            f"K8S_POD_INFRA_CONTAINER_ID={box.container_id};K8S_POD_UID={box.uid}"
+            f"IgnoreUnknown=1;K8S_POD_NAMESPACE={sandbox.namespace};K8S_POD_NAME={sandbox.pod};"
+            f"K8S_POD_INFRA_CONTAINER_ID={sandbox.container_id};K8S_POD_UID={sandbox.uid}"
         ),
     }
-    config = json.dumps(_config(lab, box)).encode()
+    config = json.dumps(_config(lab, sandbox)).encode()
     try:
         with _mount_point(fcntl.LOCK_SH):
             command = _with_own_leases(lab, [str(lab.launcher)])
             done = namespaces.run_in(str(lab.host), lambda: _run(command, env, config))
     except (OSError, subprocess.TimeoutExpired) as cause:
-        raise CniError(Code.IO, f"cannot run the launcher for {verb} of pod {box.ref}: {cause}") from cause
+        raise CniError(Code.IO, f"cannot run the launcher for {verb} of pod {sandbox.ref}: {cause}") from cause
     if done.returncode:
         raise _trouble(done)
     return done.stdout
@@ -80,11 +80,11 @@ def _with_own_leases(lab: Lab, command: list[str]) -> list[str]:
     return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "lab", own, str(_SHARED), *command]
 
 
-def _config(lab: Lab, box: Sandbox) -> dict[str, Any]:
+def _config(lab: Lab, sandbox: LabSandbox) -> dict[str, Any]:
     """Return what a runtime of CNI 1.1 sends: the plugin's config with name, version and the last result."""
     conf = conflist.parse(primary.read(lab.installed))
     body = {**conf.plugins[0], "name": conf.name, "cniVersion": conf.version}
-    return body if box.result is None else {**body, "prevResult": box.result}
+    return body if sandbox.result is None else {**body, "prevResult": sandbox.result}
 
 
 def _trouble(done: subprocess.CompletedProcess[bytes]) -> CniError:
@@ -96,7 +96,7 @@ def _trouble(done: subprocess.CompletedProcess[bytes]) -> CniError:
     return PluginError.from_json(body, TYPE)
 
 
-def forget_shared(lab: Lab) -> None:
+def remove_shared_folder(lab: Lab) -> None:
     """Remove /var/lib/cni when it was made for this lab and nobody else began to use it."""
     if (lab.root / _MADE_SHARED).exists():
         with _mount_point(fcntl.LOCK_EX), suppress(OSError):

@@ -17,7 +17,7 @@ _HEADING = ("POD", "INTERFACE", "NETWORK", "ADDRESSES", "MAC", "MTU", "DEFAULT")
 
 
 @dataclass(frozen=True)
-class Interface:
+class InterfaceView:
     """One interface as the kernel has it; *network* is "" when the status does not name it, *ips* have their prefix."""
 
     ifname: str
@@ -35,22 +35,22 @@ class PodView:
     namespace: str
     pod: str
     netns: str
-    interfaces: tuple[Interface, ...]
+    interfaces: tuple[InterfaceView, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that `lab show --json` prints."""
         return asdict(self)
 
 
-def survey(lab: Lab) -> list[PodView]:
+def pod_views(lab: Lab) -> list[PodView]:
     """Look into every pod of the lab."""
     return [
-        PodView(box.namespace, box.pod, box.netns, _interfaces(box.netns, _networks(lab, box.ref)))
-        for box in lab.sandboxes()
+        PodView(sandbox.namespace, sandbox.pod, sandbox.netns, _interfaces(sandbox.netns, _networks(lab, sandbox.ref)))
+        for sandbox in lab.sandboxes()
     ]
 
 
-def rows(pods: Sequence[PodView]) -> list[tuple[str, ...]]:
+def table_rows(pods: Sequence[PodView]) -> list[tuple[str, ...]]:
     """Return the heading and one row an interface, the pod's name in its first row only."""
     table: list[tuple[str, ...]] = [_HEADING]
     for pod in pods:
@@ -73,7 +73,7 @@ def rows(pods: Sequence[PodView]) -> list[tuple[str, ...]]:
     return table
 
 
-def published(lab: Lab, ref: PodRef) -> str:
+def published_status(lab: Lab, ref: PodRef) -> str:
     """Return the network-status annotation of a pod; code 11 when nothing was published."""
     text = lab.manifests.pod(ref).annotations.get(NETWORK_STATUS, "")
     if not text:
@@ -83,14 +83,14 @@ def published(lab: Lab, ref: PodRef) -> str:
 
 def _networks(lab: Lab, ref: PodRef) -> dict[str, str]:
     try:
-        told = json.loads(published(lab, ref))
+        told = json.loads(published_status(lab, ref))
     except CniError:
         # The manifest or the status is gone: the kernel's side can be shown all the same.
         return {}
     return {str(item.get("interface")): str(item.get("name")) for item in told}
 
 
-def _interfaces(netns: str, networks: dict[str, str]) -> tuple[Interface, ...]:
+def _interfaces(netns: str, networks: dict[str, str]) -> tuple[InterfaceView, ...]:
     try:
         inside = netlink.open(netns)
     except NoNamespace:
@@ -99,7 +99,7 @@ def _interfaces(netns: str, networks: dict[str, str]) -> tuple[Interface, ...]:
         addresses = inside.addresses()
         ways_out = {route.ifindex for family in (4, 6) for route in inside.default_routes(family)}
         return tuple(
-            Interface(
+            InterfaceView(
                 ifname=link.name,
                 network=networks.get(link.name, ""),
                 # Link-local ones are the kernel's own and the same everywhere: they would only hide the others.

@@ -18,7 +18,7 @@ from multus_py.kube.store import Pod
 def _up(args: argparse.Namespace) -> int:
     lab = _lab(args)
     creation.prepare(lab, args.files, args.primary, args.backend)
-    new = pods.waiting(lab)
+    new = pods.unattached(lab)
     before = len(lab.manifests.pods()) - len(new)
     failed = sum(not _attached(lab, pod) for pod in new)
     _say(f"lab {lab.name}: {len(new) - failed} of {len(new)} new pods attached, {before} were there before")
@@ -45,10 +45,10 @@ def _attached(lab: Lab, pod: Pod) -> bool:
 def _show(args: argparse.Namespace) -> int:
     lab = _existing(args)
     if args.status:
-        print(pod_view.published(lab, pods.find(lab, args.status).ref))
+        print(pod_view.published_status(lab, pods.find_sandbox(lab, args.status).ref))
         return 0
-    seen = pod_view.survey(lab)
-    print(json.dumps([pod.to_json() for pod in seen], indent=2) if args.json else columns(pod_view.rows(seen)))
+    seen = pod_view.pod_views(lab)
+    print(json.dumps([pod.to_json() for pod in seen], indent=2) if args.json else columns(pod_view.table_rows(seen)))
     return 0
 
 
@@ -61,13 +61,18 @@ def _exec(args: argparse.Namespace) -> int:
 
 def _down(args: argparse.Namespace) -> int:
     lab = _lab(args)
-    for what in pods.down(lab):
+    for what in pods.remove_lab(lab):
         _say(f"removed {what}")
     _say(f"lab {lab.name} is down")
     return 0
 
 
-ACTIONS: Mapping[str, Callable[[argparse.Namespace], int]] = {"up": _up, "show": _show, "exec": _exec, "down": _down}
+SUBCOMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "up": _up,
+    "show": _show,
+    "exec": _exec,
+    "down": _down,
+}
 
 
 def _lab(args: argparse.Namespace) -> Lab:
