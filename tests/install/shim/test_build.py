@@ -84,7 +84,7 @@ def test_a_missing_shim_says_how_to_get_one() -> None:
 
 
 def test_the_wheels_tag_tells_the_truth(hook: ModuleType, tmp_path: Path) -> None:
-    """The wheel holds this machine's shim, executable; it is for any machine only when it holds the others', too."""
+    """The wheel holds this machine's shim, executable, and py.typed; its tag is any only with all machines' shims."""
     tree = tmp_path / "tree"
     ignored = shutil.ignore_patterns("bin", "__pycache__")
     for folder in ("multus_py", "delegates"):
@@ -97,6 +97,7 @@ def test_the_wheels_tag_tells_the_truth(hook: ModuleType, tmp_path: Path) -> Non
     (wheel,) = (tmp_path / "dist").iterdir()
     with zipfile.ZipFile(wheel) as archive:
         modes = {info.filename: info.external_attr >> 16 for info in archive.infolist()}
+    assert "multus_py/py.typed" in modes  # PEP 561: type checkers read our annotations
     shims = {name.rpartition("-")[2]: mode for name, mode in modes.items() if "/shim/bin/" in name}
     assert shims[HERE] & 0o111 == 0o111
     if set(hook.MACHINES) <= set(shims):
