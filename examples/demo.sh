@@ -1,12 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# The demo: pods with several networks on this machine, a ping across each network, and nothing left behind.
+# The demo: pods with several networks on this machine, a ping across each network, and a check that everything was removed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 lab=${DEMO_LAB:-demo}
 multus=("${MULTUS_PY:-.venv/bin/multus-py}" lab)
 
-# All that this lab could leave behind on the machine.
+# List everything that this lab could leave on the machine.
 traces() {
     ls -d /run/netns/$lab.* /run/multus-py/lab/$lab 2>/dev/null || true
     ls -d /var/lib/cni/networks/{pod-network,signalling,media,management} 2>/dev/null || true
@@ -23,7 +23,7 @@ trap '"${multus[@]}" down --name "$lab" >/dev/null 2>&1 || true' EXIT
 title "1. Pods from examples/*.yaml"
 "${multus[@]}" up examples --name "$lab"
 
-title "2. What the kernel holds"
+title "2. The interfaces in the kernel"
 "${multus[@]}" show --name "$lab"
 
 title "3. The caller pings the callee across each network"
@@ -34,7 +34,7 @@ for interface in pods["callee"]:
     for address in interface["ips"]:
         print(interface["network"], address.split("/")[0])
 ' | while read -r network address; do
-    # A new IPv6 address may still be asking whether anybody else has it (RFC 4862): ping waits for a second answer.
+    # Duplicate address detection of a new IPv6 address may still run (RFC 4862): ping waits for a second answer.
     answer=$("${multus[@]}" exec --name "$lab" caller -- ping -q -n -c 2 -i 0.2 -W 3 "$address" </dev/null 2>&1) ||
         { echo "$answer"; echo "no answer from $address on $network" >&2; exit 1; }
     printf '%-24s %-18s %s\n' "$network" "$address" "$(grep -o '[0-9]* received' <<<"$answer")"
@@ -43,7 +43,7 @@ done
 title "4. The network-status that the plugin published for the callee"
 "${multus[@]}" show --status callee --name "$lab"
 
-title "5. Down again: nothing stays"
+title "5. Remove the lab"
 "${multus[@]}" down --name "$lab"
 after=$(traces)
 if [ "$before" != "$after" ]; then

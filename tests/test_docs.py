@@ -86,7 +86,7 @@ def test_links_lead_to_files(document: Path) -> None:
 
 def _walk() -> list[list[str]]:
     """Return the rows of SECURITY.md's table of strings: the string, who writes it, where it arrives, its guards."""
-    text = (ROOT / "SECURITY.md").read_text().partition("## Where each string goes")[2]
+    text = (ROOT / "SECURITY.md").read_text().partition("## Where each string is used")[2]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:2] == "| "]
     return rows[1:]
 

@@ -23,15 +23,15 @@ class Command:
 
 
 COMMANDS = {
-    "plugin": Command("multus_py.cli.plugin", "be a CNI plugin: CNI_* environment, config on standard input"),
-    "daemon": Command("multus_py.cli.daemon", "the node agent: serve the shim's calls for all pods of this node"),
-    "install": Command("multus_py.cli.install", "put the plugin in front of a node's primary CNI"),
-    "uninstall": Command("multus_py.cli.uninstall", "take executable and conf away again, the node works as before"),
-    "lab": Command("multus_py.cli.lab.command", "throw-away pods from manifests on this machine, no cluster"),
-    "status": Command("multus_py.cli.status", "attachments on this node, checked against the kernel"),
-    "forget": Command("multus_py.cli.forget", "drop what the journal keeps of a sandbox that never goes"),
-    "lint": Command("multus_py.cli.lint", "find what is wrong in definitions, pods and configs"),
-    "doctor": Command("multus_py.cli.doctor.command", "is this node fit: folders, plugins, kernel, sockets, leftovers"),
+    "plugin": Command("multus_py.cli.plugin", "run as a CNI plugin: CNI_* environment, config on standard input"),
+    "daemon": Command("multus_py.cli.daemon", "run the node agent: answer the shim's calls for all pods of this node"),
+    "install": Command("multus_py.cli.install", "install the executable and a CNI config file wrapping the first one"),
+    "uninstall": Command("multus_py.cli.uninstall", "remove executable and CNI config file, restore the earlier files"),
+    "lab": Command("multus_py.cli.lab.command", "attach temporary pods from manifests on this machine, no cluster"),
+    "status": Command("multus_py.cli.status", "list the attachments on this node and compare them with the kernel"),
+    "forget": Command("multus_py.cli.forget", "remove the journal entry of a sandbox that cannot be detached"),
+    "lint": Command("multus_py.cli.lint", "check definitions, pods and configs for mistakes"),
+    "doctor": Command("multus_py.cli.doctor.command", "check this node: folders, plugins, kernel, sockets, leftovers"),
 }
 _EXAMPLE = "example:\n  multus-py lab up examples && multus-py lab show\n\nmultus-py COMMAND --help tells more."
 
