@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of commands, each imported only when it is the one that was asked for; what they say when they fail."""
+"""The table of commands, each imported only when it runs, and the report of their errors."""
 
 import argparse
 import os
@@ -33,27 +33,29 @@ COMMANDS = {
     "lint": Command("multus_py.cli.lint", "check definitions, pods and configs for mistakes"),
     "doctor": Command("multus_py.cli.doctor.command", "check this node: folders, plugins, kernel, sockets, leftovers"),
 }
-_EXAMPLE = "example:\n  multus-py lab up examples && multus-py lab show\n\nmultus-py COMMAND --help tells more."
+_EXAMPLE = (
+    "example:\n  multus-py lab up examples && multus-py lab show\n\nmultus-py COMMAND --help describes the command."
+)
 
 
-def run(words: Sequence[str]) -> int:
-    """Run the command that *words* name; exit status 0 is ok, 1 failed, 2 wrong usage (argparse ends the process)."""
-    chosen = words[0] if words and words[0] in COMMANDS else ""
-    args = parser_of(chosen).parse_args(words)
+def run(arguments: Sequence[str]) -> int:
+    """Run the command in *arguments*; exit status 0 is ok, 1 failed, 2 wrong usage (argparse ends the process)."""
+    chosen = arguments[0] if arguments and arguments[0] in COMMANDS else ""
+    args = parser_of(chosen).parse_args(arguments)
     try:
         return int(import_module(COMMANDS[chosen].module).run(args))
-    except CniError as trouble:
-        _tell(trouble)
+    except CniError as error:
+        _print_error(error)
     except KeyboardInterrupt:
         print("multus-py: interrupted", file=sys.stderr)
     except BrokenPipeError:
-        # The reader of our output went away (`| head`): nothing to tell, and nothing more to flush at exit.
+        # The reader of our output ended (`| head`): no message, and nothing to flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return _FAILED
 
 
 def parser_of(chosen: str) -> argparse.ArgumentParser:
-    """Return the parser with the chosen command's own options; the other commands are there by name only."""
+    """Return the parser with the chosen command's own options; the other commands have no options."""
     width = max(map(len, COMMANDS))
     overview = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -73,8 +75,8 @@ def parser_of(chosen: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _tell(trouble: CniError) -> None:
-    print(f"multus-py: {trouble.msg}", file=sys.stderr)
-    for note in [trouble.details, *getattr(trouble, "__notes__", ())]:
+def _print_error(error: CniError) -> None:
+    print(f"multus-py: {error.msg}", file=sys.stderr)
+    for note in [error.details, *getattr(error, "__notes__", ())]:
         if note:
             print(f"  {note}", file=sys.stderr)

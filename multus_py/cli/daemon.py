@@ -8,13 +8,13 @@ from typing import Any
 _EPILOG = """example:
   multus-py daemon --config /etc/cni/net.d/multus.d/daemon-config.json
 
-The file takes every key of multus-cni's daemon-config.json and of its CNI config. SIGHUP, or a change of the file, has
-it read again; SIGTERM drains and ends.
+The file supports every key of multus-cni's daemon-config.json and of its CNI config. It is read again on SIGHUP, and
+when it changes; SIGTERM drains and ends.
 
-With --once nothing is served: DELs that wait are made up for, and what sandboxes held that are gone is released. This
-is for a node whose daemon was taken away.
+With --once nothing is served: DELs in the spool are replayed, and what removed sandboxes held is released. This is for
+a node whose daemon was removed.
 
-exit status: 0 told to end, or with --once all that was to be released is; 1 cannot start, or something waits; 2 wrong
+exit status: 0 ended by a signal, or with --once everything was released; 1 cannot start, or something is left; 2 wrong
 usage"""
 
 
@@ -27,11 +27,11 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the daemon's config file")
-    parser.add_argument("--once", action="store_true", help="clean up after sandboxes that are gone, and end")
+    parser.add_argument("--once", action="store_true", help="clean up after removed sandboxes, and end")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the daemon until it is told to end, or clean up once."""
+    """Run the daemon until a signal ends it, or clean up once."""
     from multus_py.entry import daemon
 
     if args.once:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`multus-py forget`: drop what the journal keeps of a sandbox, after showing what may stay reserved for ever."""
+"""`multus-py forget`: remove a sandbox's journal entry, after showing what may stay reserved."""
 
 import argparse
 import json
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from multus_py.state.result_cache import ResultCache
 
 _DESCRIPTION = """\
-Drop the journal page and the kept results of a sandbox whose plugins never confirm its DEL, and show what they may
-still hold: addresses, devices, rules. Nothing is called. Of a sandbox that lives only what failed and could not be
-taken back is dropped; with --force all of it, and its interfaces are then nobody's.
+Remove the journal entry and the cached results of a sandbox whose plugins never confirm its DEL, and show what they may
+still hold: addresses, devices, rules. No plugin is run. Of a running sandbox only failed attachments that could not be
+rolled back are removed; with --force everything, and no later DEL removes its interfaces.
 
-`multus-py status` and `multus-py doctor` list what stays, with the reason."""
+`multus-py status` and `multus-py doctor` list such sandboxes, with the reason."""
 _EPILOG = """\
 examples:
   multus-py forget 3f1a9c0d2b7e
   multus-py forget 3f1a9c0d2b7e --dry-run --json
 
-exit status: 0 dropped, or with --dry-run shown; 1 no such sandbox, more than one, or it lives; 2 wrong usage"""
+exit status: 0 removed, or with --dry-run shown; 1 no such sandbox, several, or it is running; 2 wrong usage"""
 
 
 @dataclass(frozen=True)
 class Leak:
-    """What one network may still hold. *reason* is what its DEL said last, "" when it was not tried."""
+    """What one network may still hold. *reason* is the last error of its DEL, "" when DEL was not tried."""
 
     network: str
     ifname: str
@@ -52,77 +52,79 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--cni-dir", type=Path, default=Path("/var/lib/cni/multus"), metavar="DIR", help="the plugin's cniDir"
     )
-    parser.add_argument("--dry-run", action="store_true", help="show, and drop nothing")
-    parser.add_argument("--force", action="store_true", help="drop a sandbox that lives, too")
+    parser.add_argument("--dry-run", action="store_true", help="show, and remove nothing")
+    parser.add_argument("--force", action="store_true", help="remove a running sandbox, too")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show what may leak, then drop it."""
+    """Show what may leak, then remove the records."""
     from multus_py.state.journal import Journal
     from multus_py.state.result_cache import ResultCache
 
-    book, cache = Journal(args.cni_dir / "attachments"), ResultCache(args.cni_dir / "results")
-    container_id, ifname = _named(book, args.sandbox)
-    with book.lock_sandbox(container_id, ifname, wait=False) as page:
-        gone = _is_gone(page, cache, container_id)
-        if not (gone or args.force or (page.entry and page.entry.failures)):
+    journal, cache = Journal(args.cni_dir / "attachments"), ResultCache(args.cni_dir / "results")
+    container_id, ifname = _matching_sandbox(journal, args.sandbox)
+    with journal.lock_sandbox(container_id, ifname, wait=False) as file:
+        gone = _is_gone(file, cache, container_id)
+        if not (gone or args.force or (file.entry and file.entry.failures)):
             raise CniError(
                 Code.INVALID_CONFIG,
                 f"sandbox {container_id} ({ifname}) lives: nothing is dropped",
-                "its DEL detaches it; --force drops what is known of it all the same",
+                "its DEL detaches it; --force removes its records all the same",
             )
         whole = gone or args.force
-        leaks = tuple(_leaks(page, cache, container_id, whole=whole))
+        leaks = tuple(_leaks(file, cache, container_id, whole=whole))
         _show(leaks, f"{container_id}@{ifname}", args)
         if not args.dry_run:
-            _drop(page, cache, container_id, whole=whole)
+            _remove_records(file, cache, container_id, whole=whole)
     return 0
 
 
-def _is_gone(page: "SandboxFile", cache: "ResultCache", container_id: str) -> bool:
-    """Tell whether nothing of the sandbox can live: by its page, by the results where that cannot be read."""
+def _is_gone(file: "SandboxFile", cache: "ResultCache", container_id: str) -> bool:
+    """Tell whether the sandbox was removed: by its journal entry, or by the results where that cannot be read."""
     from multus_py.state.journal_entry import is_namespace_gone
 
-    if page.entry:
-        return not page.entry.attachments or page.entry.is_gone()
+    if file.entry:
+        return not file.entry.attachments or file.entry.is_gone()
     return all(map(is_namespace_gone, cache.namespaces(container_id)))
 
 
-def _named(book: "Journal", sandbox: str) -> tuple[str, str]:
-    """Return the one sandbox that is meant."""
-    wanted, _, ifname = sandbox.partition("@")
-    there = [one for one in book.sandboxes() if ifname in ("", one[1])]
-    found = [one for one in there if one[0] == wanted] or [one for one in there if wanted and one[0].startswith(wanted)]
+def _matching_sandbox(journal: "Journal", sandbox: str) -> tuple[str, str]:
+    """Return the container id and the interface of the one sandbox that matches."""
+    container_id, _, ifname = sandbox.partition("@")
+    existing = [key for key in journal.sandboxes() if ifname in ("", key[1])]
+    found = [key for key in existing if key[0] == container_id]
+    found = found or [key for key in existing if container_id and key[0].startswith(container_id)]
     if len(found) != 1:
-        why = f"means {len(found)}: {', '.join('@'.join(one) for one in found)}" if found else "is not there"
+        why = f"means {len(found)}: {', '.join('@'.join(key) for key in found)}" if found else "is not there"
         raise CniError(
             Code.UNKNOWN_CONTAINER,
-            f"sandbox {sandbox!r} {why}, in {book.folder}",
+            f"sandbox {sandbox!r} {why}, in {journal.folder}",
             "`multus-py doctor` lists what stays; CONTAINER@INTERFACE names one",
         )
     return found[0]
 
 
-def _leaks(page: "SandboxFile", cache: "ResultCache", container_id: str, *, whole: bool) -> Iterator[Leak]:
-    entry = page.entry
-    there = _attachments(page, cache, container_id) if whole else ()
-    yield from (_leak(one, "", cache, container_id) for one in there)
-    yield from (_leak(one.attachment, one.reason, cache, container_id) for one in (entry.failures if entry else ()))
+def _leaks(file: "SandboxFile", cache: "ResultCache", container_id: str, *, whole: bool) -> Iterator[Leak]:
+    entry = file.entry
+    attachments = _attachments(file, cache, container_id) if whole else ()
+    yield from (_leak(attachment, "", cache, container_id) for attachment in attachments)
+    failures = entry.failures if entry else ()
+    yield from (_leak(failure.attachment, failure.reason, cache, container_id) for failure in failures)
 
 
-def _attachments(page: "SandboxFile", cache: "ResultCache", container_id: str) -> Sequence["Attachment"]:
-    """Return what is attached as far as anybody knows: a page that cannot be read has results beside it."""
-    known = page.entry.attachments if page.entry else ()
-    return (*known, *cache.attachments(container_id, "", known))
+def _attachments(file: "SandboxFile", cache: "ResultCache", container_id: str) -> Sequence["Attachment"]:
+    """Return the recorded attachments: of the journal, and of the cached results in addition."""
+    recorded = file.entry.attachments if file.entry else ()
+    return (*recorded, *cache.attachments(container_id, "", recorded))
 
 
 def _leak(attachment: "Attachment", reason: str, cache: "ResultCache", container_id: str) -> Leak:
     from multus_py.cni import result as results
 
-    kept = cache.result(attachment, container_id)
+    cached = cache.result(attachment, container_id)
     try:
-        ips = results.read(kept, attachment.conflist.version).ips if kept else ()
+        ips = results.read(cached, attachment.conflist.version).ips if cached else ()
     except CniError:
         ips = ()
     plugins = attachment.conflist.plugins
@@ -155,11 +157,11 @@ def _show(leaks: Sequence[Leak], sandbox: str, args: argparse.Namespace) -> None
         print("  nothing that anybody knows of")
 
 
-def _drop(page: "SandboxFile", cache: "ResultCache", container_id: str, *, whole: bool) -> None:
-    if not whole and page.entry:
-        page.write(replace(page.entry, failures=()))
+def _remove_records(file: "SandboxFile", cache: "ResultCache", container_id: str, *, whole: bool) -> None:
+    if not whole and file.entry:
+        file.write(replace(file.entry, failures=()))
         return
-    failed = [failure.attachment for failure in page.entry.failures] if page.entry else []
-    for attachment in (*_attachments(page, cache, container_id), *failed):
+    failed = [failure.attachment for failure in file.entry.failures] if file.entry else []
+    for attachment in (*_attachments(file, cache, container_id), *failed):
         cache.remove(attachment, container_id)
-    page.clear()
+    file.clear()

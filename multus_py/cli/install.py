@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`multus-py install`: words to an `InstallSpec`, and what was written back to words."""
+"""`multus-py install`: the options as an `InstallSpec`, and the report of the written files."""
 
 import argparse
 import json
@@ -13,11 +13,11 @@ from multus_py.install import executable, installation
 from multus_py.install.cni_conf import Folders, InstallSpec
 
 _DESCRIPTION = """\
-Put the plugin in front of a node's primary CNI: an executable in the folder of CNI plugins, and a conf file that the
-runtime reads first and that wraps the primary's. Run it again to renew both.
+Install an executable in the folder of CNI plugins, and a CNI config file that sorts first and wraps the default
+network's. Run it again to update both.
 
 On a cluster the executable is the shim, a static program that talks to `multus-py daemon`. With --standalone it is a
-launcher of this Python, which does all the work itself. multus-cni's own conf is set aside until `multus-py uninstall`,
+launcher of this Python, which does all the work. multus-cni's own conf is set aside until `multus-py uninstall`,
 and so is its executable when --name is multus-shim or multus."""
 _EPILOG = """\
 examples:
@@ -34,7 +34,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "install", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_place(parser)
+    add_folder_options(parser)
     parser.add_argument(
         "--primary", type=Path, metavar="FILE", help="conf to wrap (default: the first in the conf folder)"
     )
@@ -46,7 +46,7 @@ def add_parser(commands: Any) -> None:
         help="pin cniVersion (default: 1.0.0, with 0.4.0 and 1.1.0 on offer to runtimes that read cniVersions)",
     )
     daemon = parser.add_argument_group("with a daemon")
-    daemon.add_argument("--machine", metavar="M", help="the node's machine, as uname -m says it (default: this one's)")
+    daemon.add_argument("--machine", metavar="M", help="the node's machine, as in uname -m (default: this one's)")
     daemon.add_argument(
         "--shim-only", action="store_true", help="write no conf: the daemon does, when its config says 'install': true"
     )
@@ -63,10 +63,10 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
     keys.add_argument(
         "--socket-dir", metavar="DIR", help="socketDir: folder of the daemon's socket, as the node sees it"
     )
-    keys.add_argument("--cni-dir", metavar="DIR", help="cniDir: where the plugin keeps what it attached")
+    keys.add_argument("--cni-dir", metavar="DIR", help="cniDir: folder of the journal and the cached results")
     keys.add_argument("--conf-dir", metavar="DIR", help="confDir: configs of definitions that carry none")
     keys.add_argument(
-        "--readiness-file", metavar="FILE", help="readinessindicatorfile: no pod is attached before it is there"
+        "--readiness-file", metavar="FILE", help="readinessindicatorfile: no pod is attached before it exists"
     )
     keys.add_argument(
         "--delegate-backend", choices=("auto", "builtin", "exec"), help="delegateBackend: who runs the delegates"
@@ -85,8 +85,8 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where and under which name; uninstall has the same."""
+def add_folder_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the folders and the name of the plugin; uninstall has the same."""
     parser.add_argument("--standalone", action="store_true", help="no daemon: the plugin process does all the work")
     parser.add_argument("--cni-bin-dir", type=Path, required=True, metavar="DIR", help="folder of CNI plugins")
     parser.add_argument("--cni-conf-dir", type=Path, metavar="DIR", help="folder of CNI conf files")
@@ -101,7 +101,7 @@ def conf_folder(args: argparse.Namespace) -> Path:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Install and say what was written."""
+    """Install and print what was written."""
     if args.shim_only:
         folder = Path(args.socket_dir or installation.SOCKET_DIR)
         placed = installation.install_executable(args.cni_bin_dir, args.name, executable.shim_for(args.machine), folder)

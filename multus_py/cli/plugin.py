@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`multus-py plugin` for a person: its help; a runtime's call never comes this way (see `main.py`)."""
+"""The help of `multus-py plugin`; calls of a runtime do not pass through here (see `main.py`)."""
 
 import argparse
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 from multus_py.entry.plugin import main
 
 _DESCRIPTION = """\
-Be a CNI plugin, as a container runtime would call it: the verb and the sandbox in CNI_* variables, the network's
+Run as a CNI plugin, as a container runtime calls it: the verb and the sandbox in CNI_* variables, the network's
 config on standard input, the result or the error as JSON on standard output."""
 _EPILOG = """\
 example:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`multus-py status`: what is attached on this node, and what is no longer as it was left."""
+"""`multus-py status`: the attachments on this node, and their differences from what ADD recorded."""
 
 import argparse
 import json
@@ -14,9 +14,9 @@ _EPILOG = """examples:
   multus-py status
   multus-py status default/my-pod --json
 
-Read from the journal and checked against the kernel; nothing is changed. It needs root, to look into the pods.
+The journal is compared with the kernel; nothing is changed. Reading the pods' namespaces needs root.
 
-exit status: 0 all is as it was left; 1 something drifted, or no such pod; 2 wrong usage"""
+exit status: 0 no drift; 1 drift, or no such pod; 2 wrong usage"""
 _HEADING = ("POD", "INTERFACE", "NETWORK", "ADDRESSES", "MAC", "MTU", "DEVICE", "DRIFT")
 
 
@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
     """Add `status` to the commands."""
     parser = commands.add_parser(
         "status",
-        description="Show the attachments on this node, from the journal, checked against the kernel.",
+        description="Show the attachments on this node, from the journal, compared with the kernel.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -36,32 +36,32 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what is attached; 1 when something drifted or the pod is not known."""
+    """Print the attachments; 1 on drift or when the pod is unknown."""
     from multus_py.kernel.pci import Bus
     from multus_py.state.journal import Journal
     from multus_py.state.result_cache import ResultCache
     from multus_py.verbs.attached import Survey
 
     survey = Survey(Journal(args.cni_dir / "attachments"), ResultCache(args.cni_dir / "results"), Bus())
-    found = [sandbox for sandbox in survey.sandboxes() if _is_meant(args.pod, sandbox)]
+    sandboxes = [sandbox for sandbox in survey.sandboxes() if _is_selected(args.pod, sandbox)]
     if args.json:
-        print(json.dumps([sandbox.to_json() for sandbox in found], indent=2))
-    elif found:
-        print(columns(_rows(found)))
-    if args.pod and not found:
+        print(json.dumps([sandbox.to_json() for sandbox in sandboxes], indent=2))
+    elif sandboxes:
+        print(columns(_rows(sandboxes)))
+    if args.pod and not sandboxes:
         print(f"multus-py status: no sandbox of pod {args.pod} in {args.cni_dir}/attachments", file=sys.stderr)
         return 1
-    return int(any(sandbox.drifted for sandbox in found))
+    return int(any(sandbox.drifted for sandbox in sandboxes))
 
 
-def _is_meant(pod: str, sandbox: Any) -> bool:
+def _is_selected(pod: str, sandbox: Any) -> bool:
     namespace, _, name = pod.rpartition("/")
     return not pod or (sandbox.pod == name and namespace in ("", sandbox.namespace))
 
 
-def _rows(found: Iterable[Any]) -> Iterator[tuple[str, ...]]:
+def _rows(sandboxes: Iterable[Any]) -> Iterator[tuple[str, ...]]:
     yield _HEADING
-    for sandbox in found:
+    for sandbox in sandboxes:
         name = f"{sandbox.namespace}/{sandbox.pod}" if sandbox.pod else sandbox.container[:12]
         if sandbox.trouble:
             yield (name, "", "", "", "", "", "", sandbox.trouble)
@@ -76,12 +76,12 @@ def _rows(found: Iterable[Any]) -> Iterator[tuple[str, ...]]:
             yield (name, item.ifname, item.network, "", "", "", "", words)
 
 
-def _device(told: Any) -> str:
-    words = [told.get("pci", ""), told.get("driver", "")]
-    if "vf" in told:
-        words.append(f"{told['pf']} vf {told['vf']}")
-    if told.get("vlan", (0,))[0]:
-        words.append(f"vlan {told['vlan'][0]}")
-    if any(told.get("rates", ())):
-        words.append("rates {}-{} Mbit/s".format(*told["rates"]))
+def _device(device: Any) -> str:
+    words = [device.get("pci", ""), device.get("driver", "")]
+    if "vf" in device:
+        words.append(f"{device['pf']} vf {device['vf']}")
+    if device.get("vlan", (0,))[0]:
+        words.append(f"vlan {device['vlan'][0]}")
+    if any(device.get("rates", ())):
+        words.append("rates {}-{} Mbit/s".format(*device["rates"]))
     return " ".join(filter(None, words))

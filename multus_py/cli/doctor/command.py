@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`multus-py doctor`: words to a place, findings back to words."""
+"""`multus-py doctor`: its options, the areas that it examines, and the report of the findings."""
 
 import argparse
 import json
@@ -11,17 +11,17 @@ from multus_py.cli.table import columns
 from multus_py.config.plugin import TYPE
 
 _DESCRIPTION = """\
-Is this node fit? Look at the runtime's folders, the plugins, the kernel, the sockets, the way to the API server and
-at what waits on disk. Nothing is changed; the kernel may load modules for the kinds of links that are tried."""
+Check this node: the runtime's folders, the plugins, the kernel, the sockets, access to the API server, and leftovers
+on disk. Nothing is changed; the kernel may load modules for the kinds of links that are tried."""
 _EPILOG = """\
 examples:
   multus-py doctor
   multus-py doctor --config /etc/multus-py/daemon-config.json --json
   kubectl -n kube-system exec daemonset/multus-py -- multus-py doctor --config /etc/multus-py/daemon-config.json
 
-exit status: 0 fit; 1 something failed; 2 wrong usage"""
+exit status: 0 no check failed; 1 a check failed; 2 wrong usage"""
 
-_LEVEL_WIDTH = 7  # of the longest level, whether it is among the findings or not
+_LEVEL_WIDTH = 7  # of the longest level, also when no finding has it
 
 
 def add_parser(commands: Any) -> None:
@@ -29,11 +29,11 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "doctor", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="", metavar="FILE", help="the daemon's config file, which is checked too")
+    parser.add_argument("--config", default="", metavar="FILE", help="the daemon's config file, which is checked, too")
     parser.add_argument(
-        "--root", default="", metavar="DIR", help="the node's / as seen from here (default: chrootDir, or /)"
+        "--root", default="", metavar="DIR", help="where the node's / is mounted (default: chrootDir, or /)"
     )
-    detected = "(default: as the runtime's config says)"
+    detected = "(default: as in the runtime's config)"
     parser.add_argument("--cni-conf-dir", default="", metavar="DIR", help=f"folder of CNI conf files {detected}")
     parser.add_argument("--cni-bin-dir", default="", metavar="DIR", help=f"folder of CNI plugins {detected}")
     parser.add_argument("--socket-dir", default="", metavar="DIR", help="folder of the daemon's socket")
@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look at everything; 1 when something failed."""
+    """Examine all areas; 1 when a check failed."""
     from multus_py.cli.doctor import folders, kernel, leftovers, services, software
     from multus_py.cli.doctor.node import Options, examined_node
     from multus_py.cli.doctor.node_finding import Level

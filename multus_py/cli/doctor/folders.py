@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runtime's folders: which confs it would read, whether ours is first, which plugins they need, and the disk."""
+"""The runtime's folders: the confs that it reads, whether ours sorts first, the plugins they need, and the disk."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ _MACHINES = {62: "x86_64", 183: "aarch64"}  # ELF e_machine (elf.h)
 
 
 def findings(node: ExaminedNode) -> Iterator[NodeFinding]:
-    """Yield what is found about the folders."""
+    """Yield the findings about the folders."""
     yield from _runtimes(node)
     yield from _confs(node)
     yield from _executables(node)
@@ -28,8 +28,8 @@ def findings(node: ExaminedNode) -> Iterator[NodeFinding]:
 def _runtimes(node: ExaminedNode) -> Iterator[NodeFinding]:
     for runtime in node.runtimes:
         state = "runs" if runtime.running else "is configured"
-        told = f"{runtime.name} {state} ({runtime.config}): confs in {runtime.conf_dir}"
-        yield NodeFinding(Level.OK, "runtime", f"{told}, plugins in {', '.join(runtime.bin_dirs)}")
+        summary = f"{runtime.name} {state} ({runtime.config}): confs in {runtime.conf_dir}"
+        yield NodeFinding(Level.OK, "runtime", f"{summary}, plugins in {', '.join(runtime.bin_dirs)}")
         if runtime.trouble:
             yield NodeFinding(Level.WARNING, "runtime", runtime.trouble, "its default folders are looked at")
         if runtime.conf_limit != 1:
@@ -76,8 +76,8 @@ def _confs(node: ExaminedNode) -> Iterator[NodeFinding]:
     yield from _writable(node, node.conf_dir, "confs")
     try:
         found = list(primary.survey(folder, node.name))
-    except CniError as trouble:
-        yield error_finding("confs", trouble)
+    except CniError as error:
+        yield error_finding("confs", error)
         return
     ours = [conf for conf in found if conf.body and _calls(conf.body, {node.name})]
     yield from _order(node, found, ours)
@@ -139,10 +139,10 @@ def _executables(node: ExaminedNode) -> Iterator[NodeFinding]:
         yield NodeFinding(Level.FAILED, "plugins", f"{bin_dir} is not a folder on this node", advice)
         return
     yield from _writable(node, bin_dir, "plugins")
-    yield _own(node)
+    yield _executable(node)
     missing = {
         plugin_type: path.name
-        for path, plugin_type in _wanted(node)
+        for path, plugin_type in _required_plugins(node)
         if not any(_is_executable(node, f"{folder}/{plugin_type}") for folder in node.bin_dirs)
     }
     for plugin_type, conf in missing.items():
@@ -157,8 +157,8 @@ def _executables(node: ExaminedNode) -> Iterator[NodeFinding]:
         )
 
 
-def _wanted(node: ExaminedNode) -> Iterator[tuple[Path, str]]:
-    """Yield the plugins of the primary, its IPAM plugins included, with the conf that names them."""
+def _required_plugins(node: ExaminedNode) -> Iterator[tuple[Path, str]]:
+    """Yield the plugins of the default network, its IPAM plugins included, with the conf that names them."""
     folder = node.at(node.conf_dir)
     try:
         found = [conf for conf in primary.survey(folder, node.name) if not conf.problem and conf.body]
@@ -171,8 +171,8 @@ def _wanted(node: ExaminedNode) -> Iterator[tuple[Path, str]]:
                 yield found[0].path, named
 
 
-def _own(node: ExaminedNode) -> NodeFinding:
-    """Look at the executable that the runtime calls for us."""
+def _executable(node: ExaminedNode) -> NodeFinding:
+    """Check the executable that the runtime calls for us."""
     path = f"{node.bin_dirs[0]}/{node.name}"
     if not node.at(path).exists():
         advice = "run multus-py install, or wait for the daemon to do it"
@@ -192,7 +192,7 @@ def _own(node: ExaminedNode) -> NodeFinding:
 
 
 def _machine(text: bytes) -> str:
-    """Return which machine an ELF executable is for; "" for what is none."""
+    """Return the architecture of an ELF executable; "" for other files."""
     if text[:4] != b"\x7fELF" or len(text) < 20:
         return ""
     number = int.from_bytes(text[18:20], "little" if text[5] == 1 else "big")
@@ -203,7 +203,7 @@ def _is_packaged(text: bytes, machine: str) -> bool:
     try:
         return shim.path(machine).read_bytes() == text
     except CniError:
-        return True  # this installation has none to compare with
+        return True  # this installation has no shim to compare with
 
 
 def _is_executable(node: ExaminedNode, path: str) -> bool:
@@ -222,14 +222,14 @@ def _writable(node: ExaminedNode, folder: str, area: str) -> Iterator[NodeFindin
 
 
 def _disk(node: ExaminedNode) -> Iterator[NodeFinding]:
-    wanted = node.at(node.settings.cni_dir)
-    seen = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
-    told = os.statvfs(seen)
-    if told.f_flag & os.ST_RDONLY:
+    cni_dir = node.at(node.settings.cni_dir)
+    existing = next(folder for folder in (cni_dir, *cni_dir.parents) if folder.exists())
+    disk = os.statvfs(existing)
+    if disk.f_flag & os.ST_RDONLY:
         fact = f"{node.settings.cni_dir} is on a read-only disk: nothing can be remembered"
         yield NodeFinding(Level.FAILED, "disk", fact, "set cniDir to a folder that can be written")
-    elif told.f_bavail * told.f_frsize < _LOW or (told.f_files and not told.f_favail):
-        free = f"{told.f_bavail * told.f_frsize // 1024} KiB and {told.f_favail} inodes"
+    elif disk.f_bavail * disk.f_frsize < _LOW or (disk.f_files and not disk.f_favail):
+        free = f"{disk.f_bavail * disk.f_frsize // 1024} KiB and {disk.f_favail} inodes"
         yield NodeFinding(
             Level.FAILED, "disk", f"{node.settings.cni_dir} has {free} left", "make room: ADD needs the disk"
         )

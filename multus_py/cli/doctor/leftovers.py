@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What waits on disk: journal pages without their sandbox, pages that cannot be trusted, DELs that nobody replayed."""
+"""Leftovers on disk: journal entries of removed sandboxes, damaged journal files, DELs that were not replayed."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _LATE = 300  # seconds after which a DEL in the spool is late: a daemon replays 
 
 
 def findings(node: ExaminedNode) -> Iterator[NodeFinding]:
-    """Yield what is left in the journal and in the spool."""
+    """Yield the findings about the journal and the spool."""
     yield from _journal(node)
     yield from _spool(node)
 
@@ -26,13 +26,13 @@ def _journal(node: ExaminedNode) -> Iterator[NodeFinding]:
     for container_id, ifname in journal.Journal(folder).sandboxes():
         path = folder / f"{container_id}@{ifname}"
         try:
-            # Read without its lock: a look from outside must not keep an ADD waiting.
+            # Read without its lock: an ADD must not wait for doctor.
             entries.append(journal_entry.decode(path.read_bytes()))
         except FileNotFoundError:
-            continue  # its DEL was confirmed meanwhile
-        except journal_entry.DamagedEntry as trouble:
+            continue  # its DEL succeeded meanwhile
+        except journal_entry.DamagedEntry as error:
             advice = "its DEL makes up for it from the kept results; then the page goes"
-            yield NodeFinding(Level.WARNING, "journal", f"{path.name}: {trouble.msg}", advice)
+            yield NodeFinding(Level.WARNING, "journal", f"{path.name}: {error.msg}", advice)
     attached = [entry for entry in entries if entry.attachments]
     gone = [entry for entry in attached if entry.is_gone(node.root)]
     for entry in gone:
@@ -40,19 +40,19 @@ def _journal(node: ExaminedNode) -> Iterator[NodeFinding]:
             "the daemon takes it down in its next round, or the runtime's GC does; when it stays, the daemon's log "
             f"says why, and `multus-py forget {entry.container_id}` drops it"
         )
-        yield NodeFinding(Level.WARNING, "journal", f"{_named(entry)} is gone, its attachments are kept", advice)
+        yield NodeFinding(Level.WARNING, "journal", f"{_description(entry)} is gone, its attachments are kept", advice)
     yield from (finding for entry in entries for finding in _failures(entry))
     yield NodeFinding(Level.OK, "journal", f"{len(attached) - len(gone)} sandboxes are attached")
 
 
-def _named(entry: Entry) -> str:
+def _description(entry: Entry) -> str:
     return f"sandbox {entry.container_id}" + (f" of pod {entry.pod}" if entry.pod else "")
 
 
 def _failures(entry: Entry) -> Iterator[NodeFinding]:
-    """Yield what never came to be and cannot be cleaned up."""
+    """Yield the networks whose ADD failed and that cannot be cleaned up."""
     for failure in entry.failures:
-        fact = f"{_named(entry)}: {failure.attachment} never came to be, and its DEL fails: {failure.reason}"
+        fact = f"{_description(entry)}: {failure.attachment} never came to be, and its DEL fails: {failure.reason}"
         ends = f"`multus-py forget {entry.container_id}` shows what may leak and drops it"
         advice = f"given up after {failure.tries} tries: {ends}" if failure.is_final else f"it is tried again; {ends}"
         yield NodeFinding(Level.WARNING, "journal", fact, advice)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where things are on the node that is looked at: as told, else as its runtime's config says, else the defaults."""
+"""Folders and settings of the examined node: from the options, else from its runtime's config, else the defaults."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from multus_py.kernel import host_root
 
 @dataclass(frozen=True)
 class Options:
-    """What the person said; "" leaves it to us."""
+    """The options of the command line; "" means the default."""
 
     root: str = ""
     config: str = ""
@@ -29,9 +29,9 @@ class Options:
 
 @dataclass(frozen=True)
 class ExaminedNode:
-    """A node. Paths as text are the node's own, `at` says where they are seen from here.
+    """A node. Paths as text are paths on the node; `at` returns where this process finds them.
 
-    *settings* is what the daemon and the plugin take from the config file, or the defaults.
+    *settings* are those of the config file, or the defaults.
     """
 
     root: Path
@@ -45,12 +45,12 @@ class ExaminedNode:
     name: str
 
     def at(self, path: str | Path) -> Path:
-        """Return where the node's *path* is seen from here."""
+        """Return the path by which this process finds *path* of the node."""
         return host_root.within(self.root, str(path))
 
 
 def examined_node(options: Options) -> ExaminedNode:
-    """Return the node that was asked for; a CniError when the daemon's config file cannot be read."""
+    """Return the node that the options describe; a CniError when the daemon's config file cannot be read."""
     daemon = daemon_config.load(Path(options.config)) if options.config else DaemonConfig()
     root = Path(options.root or daemon.chroot_dir or "/")
     found = tuple(runtimes.runtimes(root))

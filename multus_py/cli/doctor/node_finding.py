@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was found: a fact about the node, how bad it is, and what to do about it."""
+"""A finding about the node: a fact, its level, and advice."""
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -8,7 +8,7 @@ from multus_py.cni.errors import CniError
 
 
 class Level(StrEnum):
-    """How bad it is: only *failed* makes a node unfit."""
+    """The level of a finding: only *failed* makes a node unfit."""
 
     OK = "ok"
     NOTE = "note"
@@ -30,6 +30,6 @@ class NodeFinding:
         return {key: str(value) for key, value in asdict(self).items()}
 
 
-def error_finding(area: str, trouble: CniError) -> NodeFinding:
+def error_finding(area: str, error: CniError) -> NodeFinding:
     """Return the finding for an error."""
-    return NodeFinding(Level.FAILED, area, trouble.msg, trouble.details)
+    return NodeFinding(Level.FAILED, area, error.msg, error.details)

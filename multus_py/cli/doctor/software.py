@@ -13,14 +13,16 @@ from multus_py.cni.call import json_object
 from multus_py.config import validate
 
 PACKAGES = ("multus-py", "pyroute2", "kubernetes", "grpcio")
-# linux/capability.h: what entering a pod's namespace and changing links there takes.
+# linux/capability.h: required to enter a pod's namespace and change links there.
 _NEEDED = {12: "CAP_NET_ADMIN", 21: "CAP_SYS_ADMIN"}
 
 
 def findings(node: ExaminedNode) -> Iterator[NodeFinding]:
-    """Yield what is found about the software and about what it may do."""
-    told = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
-    yield NodeFinding(Level.OK, "versions", f"{told}, Python {platform.python_version()}, Linux {platform.release()}")
+    """Yield the findings about versions, privileges and the config file."""
+    versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    yield NodeFinding(
+        Level.OK, "versions", f"{versions}, Python {platform.python_version()}, Linux {platform.release()}"
+    )
     yield _privileges()
     yield from _config(node)
 

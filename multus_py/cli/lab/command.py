@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words of `multus-py lab`: up, show, exec, down. What they do is in `lab_deeds.py`."""
+"""The options of `multus-py lab`: up, show, exec, down. What they do is in `subcommands.py`."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
 _DESCRIPTION = """\
-Throw-away pods on this machine: every pod of the manifests becomes a network namespace, attached by the very plugin
-that a runtime would call. The lab has a host namespace of its own; nothing of the machine's network is touched."""
+Temporary pods on this machine: every pod of the manifests becomes a network namespace, attached by the same plugin
+that a runtime calls. The lab has a host namespace of its own; the machine's network is not changed."""
 _EPILOG = """\
 example:
   multus-py lab up examples
@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
 
     up = subcommand(
         "up",
-        "Make the lab and attach the pods of the manifests; in a lab that is up, those that are new.",
+        "Create the lab and attach the pods of the manifests; in an existing lab, the new ones.",
         "up examples",
         "up networks.yaml pods.yaml --backend builtin",
     )
@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
     up.add_argument("--primary", type=Path, metavar="FILE", help="conf of the default network (default: a bridge)")
     up.add_argument("--backend", choices=("auto", "builtin", "exec"), help="who runs the delegates (default: auto)")
 
-    show = subcommand("show", "Show what the kernel holds for each pod.", "show --json")
+    show = subcommand("show", "Show the interfaces of each pod in the kernel.", "show --json")
     how = show.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print JSON")
     how.add_argument("--status", metavar="POD", help="print the network-status that was published for a pod")
@@ -52,12 +52,12 @@ def add_parser(commands: Any) -> None:
     inside.add_argument("pod", metavar="POD", help="name, or namespace/name")
     inside.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD...", help="command with its arguments")
 
-    subcommand("down", "Detach the pods and remove the lab, however much of it there is.", "down")
+    subcommand("down", "Detach the pods and remove the lab, also one that is incomplete.", "down")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do one subcommand."""
-    # Imported here: it brings the kernel's door, which costs more than everything that `--help` needs.
+    """Run one subcommand."""
+    # Imported here: it imports netlink, which takes longer than everything that `--help` needs.
     from multus_py.cli.lab import subcommands
 
     return subcommands.SUBCOMMANDS[args.subcommand](args)

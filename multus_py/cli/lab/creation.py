@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make a lab, or add to it: manifests, the host's namespace, launcher and conf, links that macvlan sits on."""
+"""Create a lab or extend it: manifests, the host's namespace, launcher and conf, parent links of macvlan."""
 
 import hashlib
 import json
@@ -22,8 +22,8 @@ from multus_py.kernel.netlink import Netlink
 from multus_py.kernel.undo import Undo
 from multus_py.kube.manifests import SUFFIXES
 
-# Types that put a pod's interface on a link of the host, which their key `master` names.
-_ON_A_MASTER = ("macvlan", "macvtap", "ipvlan", "vlan")
+# Types whose interface needs a parent link on the host, in their key `master`.
+_WITH_MASTER = ("macvlan", "macvtap", "ipvlan", "vlan")
 _DEFAULT_NETWORK = {
     "cniVersion": "1.0.0",
     "name": "pod-network",
@@ -41,18 +41,18 @@ _DEFAULT_NETWORK = {
 
 
 def prepare(lab: Lab, files: Sequence[Path], primary: Path | None, backend: str | None) -> None:
-    """Make the lab, or add to it: manifests, host namespace, launcher, conf, parents. One that fails is removed."""
+    """Create the lab or extend it; a new lab that fails is removed."""
     sources = list(_sources(files))
     with Undo() as undo:
         if not lab.root.exists():
             undo.add(remove_lab, lab)
         for name in ("bin", "net.d", "manifests", "cni", "pods", "var-lib-cni"):
             (lab.root / name).mkdir(parents=True, exist_ok=True)
-        _take_in(lab, sources, undo)
+        _copy_manifests(lab, sources, undo)
         if not lab.host.exists():
             make_namespace(str(lab.host))
         _install(lab, primary, backend)
-        _make_parents(lab)
+        _create_parents(lab)
         undo.keep()
 
 
@@ -69,30 +69,26 @@ def _sources(files: Sequence[Path]) -> Iterator[Path]:
             raise CniError(Code.IO, f"{given} does not exist", "name a manifest, or a folder of manifests")
 
 
-def _take_in(lab: Lab, sources: Sequence[Path], undo: Undo) -> None:
-    """Copy manifests into the lab and read them together, so that what is wrong is told before any pod is made."""
+def _copy_manifests(lab: Lab, sources: Sequence[Path], undo: Undo) -> None:
+    """Copy manifests into the lab and read them together, so that mistakes are reported before a pod is created."""
     for source in sources:
-        place = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:12]
         suffix = source.suffix if source.suffix in SUFFIXES else ".yaml"
-        target = lab.root / "manifests" / f"{source.stem}-{place}{suffix}"
+        target = lab.root / "manifests" / f"{source.stem}-{digest}{suffix}"
         if target.exists():
             undo.add(target.write_bytes, target.read_bytes())
         else:
             undo.add(target.unlink, True)
         target.write_bytes(source.read_bytes())
-    if troubles := lab.manifests.problems():
+    if problems := lab.manifests.problems():
         raise CniError(
-            Code.INVALID_CONFIG, f"cannot read the manifests: {'; '.join(troubles)}", "see: multus-py lint FILE"
+            Code.INVALID_CONFIG, f"cannot read the manifests: {'; '.join(problems)}", "see: multus-py lint FILE"
         )
 
 
-def _forget(path: Path) -> None:
-    path.unlink(missing_ok=True)
-
-
 def _install(lab: Lab, primary: Path | None, backend: str | None) -> None:
-    installed = lab.installed
-    if installed.exists() and primary is None and backend is None:
+    conf = lab.wrapper_conf
+    if conf.exists() and primary is None and backend is None:
         return
     if primary is not None:
         primaries.read(primary)
@@ -108,32 +104,32 @@ def _install(lab: Lab, primary: Path | None, backend: str | None) -> None:
     )
 
 
-def _make_parents(lab: Lab) -> None:
-    """Make the links that definitions name as `master` and nobody else makes: one end of a cable, with carrier."""
+def _create_parents(lab: Lab) -> None:
+    """Create the missing links that definitions name as `master`: one end of a veth pair, with carrier."""
     plugins = list(_plugins(lab))
     bridges = {str(plugin.get("bridge", "cni0")) for plugin in plugins if plugin.get("type") == "bridge"}
-    wanted = {
+    masters = {
         str(plugin["master"])
         for plugin in plugins
-        if plugin.get("type") in _ON_A_MASTER and plugin.get("master") and not plugin.get("linkInContainer")
+        if plugin.get("type") in _WITH_MASTER and plugin.get("master") and not plugin.get("linkInContainer")
     }
     with netlink.open(str(lab.host)) as host:
-        for master in sorted(wanted - bridges):
+        for master in sorted(masters - bridges):
             names.interface(master, "master", Code.INVALID_CONFIG)
             if host.find_link(master) is None:
-                _lay_cable(host, master)
+                _create_parent(host, master)
 
 
 def _plugins(lab: Lab) -> Iterator[Mapping[str, Any]]:
     texts = [definition.config for definition in lab.manifests.definitions() if definition.config]
     texts += [path.read_text() for path in lab.folders.conf.glob("10-*")]
     for text in texts:
-        # A config that cannot be read is told when a pod asks for it, with the pod's name.
+        # A config that cannot be read is reported when a pod requests it, with the pod's name.
         with suppress(CniError):
             yield from conflist.parse(json_object(text), default_name="network").plugins
 
 
-def _lay_cable(host: Netlink, name: str) -> None:
+def _create_parent(host: Netlink, name: str) -> None:
     far_end = "far" + hashlib.sha256(name.encode()).hexdigest()[:10]
     host.create_veth(name, far_end)
     host.set_link(host.link(far_end).index, up=True)

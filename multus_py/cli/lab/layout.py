@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a lab is: its folder, its namespaces, and the records of its pods."""
+"""The folders and network namespaces of a lab, and the records of its sandboxes."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ NAMESPACES = Path("/run/netns")
 
 @dataclass(frozen=True)
 class LabSandbox:
-    """A pod that was, or was about to be, attached; *result* is what ADD answered, None when it did not."""
+    """The sandbox of a pod; *result* is the result of ADD, None before ADD completed."""
 
     namespace: str
     pod: str
@@ -38,7 +38,7 @@ class LabSandbox:
 
 @dataclass(frozen=True)
 class Lab:
-    """Where a lab keeps what: everything below *root*, and namespaces whose names begin with its own."""
+    """A lab: everything below *root*, and the namespaces whose names begin with its name."""
 
     name: str
 
@@ -57,7 +57,7 @@ class Lab:
 
     @property
     def host(self) -> Path:
-        """The network namespace that plays the host."""
+        """The network namespace that is the lab's host."""
         return NAMESPACES / f"{self.name}.host"
 
     @property
@@ -67,17 +67,17 @@ class Lab:
 
     @property
     def launcher(self) -> Path:
-        """The executable that the lab calls as a runtime would."""
+        """The executable that the lab calls as a runtime does."""
         return self.folders.bin / TYPE
 
     @property
-    def installed(self) -> Path:
+    def wrapper_conf(self) -> Path:
         """The conf that wraps the default network's."""
         return self.folders.conf / f"00-{TYPE}.conflist"
 
     @property
     def manifests(self) -> Manifests:
-        """The pods and definitions that the lab was given, with what the plugin published."""
+        """The store of the lab's pods and definitions, with the published statuses."""
         return Manifests(self.root / "manifests", self.root / "cni" / "pods")
 
     def netns(self, pod: Pod) -> Path:
@@ -85,17 +85,17 @@ class Lab:
         return NAMESPACES / f"{self.name}.{pod.namespace}.{pod.name}"
 
     def sandboxes(self) -> list[LabSandbox]:
-        """Return the pods of the lab, those half-made too, by namespace and name."""
+        """Return the recorded sandboxes, also those without a result, by namespace and name."""
         return [read_record(path) for path in sorted((self.root / "pods").glob("*.json"))]
 
 
 def record_path(lab: Lab, sandbox: LabSandbox) -> Path:
-    """Return where the record of a pod is kept."""
+    """Return the path of a sandbox's record."""
     return lab.root / "pods" / f"{sandbox.namespace}.{sandbox.pod}.json"
 
 
 def read_record(path: Path) -> LabSandbox:
-    """Read the record of a pod; code 6 when it was cut short."""
+    """Read the record of a sandbox; code 6 when it is incomplete."""
     try:
         return LabSandbox(**json_object(path.read_bytes(), str(path)))
     except TypeError as cause:
@@ -104,6 +104,6 @@ def read_record(path: Path) -> LabSandbox:
         ) from cause
 
 
-def record(lab: Lab, sandbox: LabSandbox) -> None:
-    """Keep the record of a pod: `lab down` finds it by that."""
+def write_record(lab: Lab, sandbox: LabSandbox) -> None:
+    """Write the record of a sandbox, by which `lab down` finds it."""
     record_path(lab, sandbox).write_text(json.dumps(asdict(sandbox), indent=2))

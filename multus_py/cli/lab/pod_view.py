@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel holds for each pod of a lab, with the network's name that the plugin published beside it."""
+"""The interfaces of each pod of a lab as the kernel has them, with the network names that the plugin published."""
 
 import json
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class InterfaceView:
 
 @dataclass(frozen=True)
 class PodView:
-    """One pod and its interfaces, in the order in which they were made."""
+    """One pod and its interfaces, in the order of the network-status."""
 
     namespace: str
     pod: str
@@ -43,7 +43,7 @@ class PodView:
 
 
 def pod_views(lab: Lab) -> list[PodView]:
-    """Look into every pod of the lab."""
+    """Return every pod of the lab with its interfaces."""
     return [
         PodView(sandbox.namespace, sandbox.pod, sandbox.netns, _interfaces(sandbox.netns, _networks(lab, sandbox.ref)))
         for sandbox in lab.sandboxes()
@@ -51,7 +51,7 @@ def pod_views(lab: Lab) -> list[PodView]:
 
 
 def table_rows(pods: Sequence[PodView]) -> list[tuple[str, ...]]:
-    """Return the heading and one row an interface, the pod's name in its first row only."""
+    """Return the heading and one row per interface, the pod's name in its first row only."""
     table: list[tuple[str, ...]] = [_HEADING]
     for pod in pods:
         name = f"{pod.namespace}/{pod.pod}"
@@ -83,11 +83,11 @@ def published_status(lab: Lab, ref: PodRef) -> str:
 
 def _networks(lab: Lab, ref: PodRef) -> dict[str, str]:
     try:
-        told = json.loads(published_status(lab, ref))
+        statuses = json.loads(published_status(lab, ref))
     except CniError:
-        # The manifest or the status is gone: the kernel's side can be shown all the same.
+        # The manifest or the status is missing: the kernel's interfaces are shown all the same.
         return {}
-    return {str(item.get("interface")): str(item.get("name")) for item in told}
+    return {str(item.get("interface")): str(item.get("name")) for item in statuses}
 
 
 def _interfaces(netns: str, networks: dict[str, str]) -> tuple[InterfaceView, ...]:
@@ -97,12 +97,12 @@ def _interfaces(netns: str, networks: dict[str, str]) -> tuple[InterfaceView, ..
         return ()
     with inside:
         addresses = inside.addresses()
-        ways_out = {route.ifindex for family in (4, 6) for route in inside.default_routes(family)}
+        default_links = {route.ifindex for family in (4, 6) for route in inside.default_routes(family)}
         return tuple(
             InterfaceView(
                 ifname=link.name,
                 network=networks.get(link.name, ""),
-                # Link-local ones are the kernel's own and the same everywhere: they would only hide the others.
+                # Link-local addresses are assigned by the kernel: not shown.
                 ips=tuple(
                     address.interface.with_prefixlen
                     for address in addresses
@@ -110,14 +110,14 @@ def _interfaces(netns: str, networks: dict[str, str]) -> tuple[InterfaceView, ..
                 ),
                 mac=link.mac,
                 mtu=link.mtu,
-                default=link.index in ways_out,
+                default=link.index in default_links,
             )
             for link in _in_order(inside.links(), list(networks))
         )
 
 
 def _in_order(links: Sequence[records.Link], order: Sequence[str]) -> list[records.Link]:
-    """Return the links in the order of the status; those that it does not name come last, the loopback not at all."""
-    known = {name: n for n, name in enumerate(order)}
+    """Return the links in the order of the status, then the others, without the loopback."""
+    positions = {name: n for n, name in enumerate(order)}
     shown = [link for link in links if link.name != _LOOPBACK]
-    return sorted(shown, key=lambda link: (known.get(link.name, len(known)), link.index))
+    return sorted(shown, key=lambda link: (positions.get(link.name, len(positions)), link.index))

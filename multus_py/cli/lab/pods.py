@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attach the pods of a lab, run commands in them, and take everything down."""
+"""Attach the pods of a lab, run commands in them, and remove the lab."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ from dataclasses import replace
 from uuid import uuid4
 
 from multus_py.cli.lab import plugin_call
-from multus_py.cli.lab.layout import NAMESPACES, Lab, LabSandbox, read_record, record, record_path
+from multus_py.cli.lab.layout import NAMESPACES, Lab, LabSandbox, read_record, record_path, write_record
 from multus_py.cni.call import json_object
 from multus_py.cni.errors import CniError, Code, combined_error
 from multus_py.kernel import namespaces, netlink
@@ -18,28 +18,28 @@ from multus_py.kube.store import Pod
 
 
 def unattached(lab: Lab) -> list[Pod]:
-    """Return the pods of the manifests that are not attached yet."""
+    """Return the pods of the manifests that are not attached."""
     attached = {(sandbox.namespace, sandbox.pod) for sandbox in lab.sandboxes() if sandbox.result is not None}
     return [pod for pod in lab.manifests.pods() if (pod.namespace, pod.name) not in attached]
 
 
 def attach(lab: Lab, pod: Pod) -> LabSandbox:
-    """Make the pod's namespace and have it attached; a pod that fails leaves nothing behind."""
+    """Create the pod's network namespace and run ADD; on an error everything is rolled back."""
     sandbox = LabSandbox(pod.namespace, pod.name, pod.uid, uuid4().hex, str(lab.netns(pod)))
-    if record_path(lab, sandbox).exists():  # an earlier try was cut off half-way
+    if record_path(lab, sandbox).exists():  # an earlier attempt was interrupted
         detach(lab, read_record(record_path(lab, sandbox)))
     with Undo() as undo:
         undo.add(detach, lab, sandbox)
-        record(lab, sandbox)
+        write_record(lab, sandbox)
         make_namespace(sandbox.netns)
         done = replace(sandbox, result=json_object(plugin_call.call_plugin(lab, "ADD", sandbox), "the plugin's result"))
-        record(lab, done)
+        write_record(lab, done)
         undo.keep()
     return done
 
 
 def make_namespace(path: str) -> None:
-    """Make a network namespace with its loopback up."""
+    """Create a network namespace with its loopback up."""
     namespaces.create(path)
     # Every runtime sets it up before it calls a plugin, containerd with the plugin `loopback`.
     with netlink.open(path) as inside:
@@ -47,45 +47,45 @@ def make_namespace(path: str) -> None:
 
 
 def detach(lab: Lab, sandbox: LabSandbox) -> None:
-    """Have the pod detached and remove its namespace; both are tried, the troubles are raised together."""
-    troubles = []
+    """Run DEL and remove the namespace; both are tried, the errors are raised together."""
+    errors = []
     try:
         if lab.launcher.exists() and lab.host.exists():
             plugin_call.call_plugin(lab, "DEL", sandbox)
-    except CniError as trouble:
-        troubles.append(trouble)
+    except CniError as error:
+        errors.append(error)
     try:
         namespaces.remove(sandbox.netns)
-    except CniError as trouble:
-        troubles.append(trouble)
+    except CniError as error:
+        errors.append(error)
     record_path(lab, sandbox).unlink(missing_ok=True)
-    if troubles:
-        raise combined_error(f"pod {sandbox.ref} was not taken down cleanly", troubles)
+    if errors:
+        raise combined_error(f"pod {sandbox.ref} was not taken down cleanly", errors)
 
 
 def remove_lab(lab: Lab) -> list[str]:
-    """Remove everything of the lab, however much there is; return what was removed, raise what went wrong."""
-    removed, troubles = [], []
+    """Remove everything that exists of the lab; return what was removed, raise all errors together."""
+    removed, errors = [], []
     for path in sorted((lab.root / "pods").glob("*.json")):
         try:
             sandbox = read_record(path)
             detach(lab, sandbox)
             removed.append(f"pod {sandbox.ref}")
-        except CniError as trouble:
-            # A record that cannot be read still has its namespace, found by name below.
-            troubles.append(trouble)
-    for left in [*sorted(NAMESPACES.glob(f"{lab.name}.*.*")), *NAMESPACES.glob(lab.host.name)]:
+        except CniError as error:
+            # Its namespace is found by name below.
+            errors.append(error)
+    for path in [*sorted(NAMESPACES.glob(f"{lab.name}.*.*")), *NAMESPACES.glob(lab.host.name)]:
         try:
-            namespaces.remove(str(left))
-            removed.append(f"namespace {left.name}")
-        except CniError as trouble:
-            troubles.append(trouble)
+            namespaces.remove(str(path))
+            removed.append(f"namespace {path.name}")
+        except CniError as error:
+            errors.append(error)
     plugin_call.remove_shared_folder(lab)
     _remove_folders(lab)
     if lab.root.exists():
-        troubles.append(CniError(Code.IO, f"cannot remove {lab.root}", "is something mounted or running there?"))
-    if troubles:
-        raise combined_error(f"lab {lab.name} is gone, but not everything went well", troubles)
+        errors.append(CniError(Code.IO, f"cannot remove {lab.root}", "is something mounted or running there?"))
+    if errors:
+        raise combined_error(f"lab {lab.name} is gone, but not everything went well", errors)
     return removed
 
 
@@ -107,7 +107,7 @@ def run_inside(lab: Lab, pod: str, command: Sequence[str]) -> int:
 
 
 def find_sandbox(lab: Lab, pod: str) -> LabSandbox:
-    """Return the pod called `name` or `namespace/name`; code 4 lists those that are there."""
+    """Return the pod called `name` or `namespace/name`; code 4 lists the existing ones."""
     sandboxes = lab.sandboxes()
     found = [sandbox for sandbox in sandboxes if pod in (sandbox.pod, f"{sandbox.namespace}/{sandbox.pod}")]
     if len(found) == 1:

@@ -20,8 +20,8 @@ def _up(args: argparse.Namespace) -> int:
     creation.prepare(lab, args.files, args.primary, args.backend)
     new = pods.unattached(lab)
     before = len(lab.manifests.pods()) - len(new)
-    failed = sum(not _attached(lab, pod) for pod in new)
-    _say(f"lab {lab.name}: {len(new) - failed} of {len(new)} new pods attached, {before} were there before")
+    failed = sum(not _attach(lab, pod) for pod in new)
+    _print(f"lab {lab.name}: {len(new) - failed} of {len(new)} new pods attached, {before} were there before")
     if failed:
         raise CniError(
             Code.INTERNAL, f"{failed} of {len(new)} pods could not be attached", "mend the manifests, then run it again"
@@ -29,16 +29,17 @@ def _up(args: argparse.Namespace) -> int:
     return 0
 
 
-def _attached(lab: Lab, pod: Pod) -> bool:
+def _attach(lab: Lab, pod: Pod) -> bool:
+    """Attach the pod and print the outcome; return whether it succeeded."""
     begin = time.monotonic()
     try:
         pods.attach(lab, pod)
-    except CniError as trouble:
-        _say(f"pod {pod.ref}: FAILED: {trouble}")
-        for note in getattr(trouble, "__notes__", ()):
-            _say(f"  {note}")
+    except CniError as error:
+        _print(f"pod {pod.ref}: FAILED: {error}")
+        for note in getattr(error, "__notes__", ()):
+            _print(f"  {note}")
         return False
-    _say(f"pod {pod.ref}: attached in {(time.monotonic() - begin) * 1000:.0f} ms")
+    _print(f"pod {pod.ref}: attached in {(time.monotonic() - begin) * 1000:.0f} ms")
     return True
 
 
@@ -62,8 +63,8 @@ def _exec(args: argparse.Namespace) -> int:
 def _down(args: argparse.Namespace) -> int:
     lab = _lab(args)
     for what in pods.remove_lab(lab):
-        _say(f"removed {what}")
-    _say(f"lab {lab.name} is down")
+        _print(f"removed {what}")
+    _print(f"lab {lab.name} is down")
     return 0
 
 
@@ -76,7 +77,7 @@ SUBCOMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
 
 
 def _lab(args: argparse.Namespace) -> Lab:
-    # Refused here, early and in words, instead of by the kernel, late and as EPERM.
+    # Checked here: the kernel's error would come later and be EPERM.
     if os.geteuid() != 0:
         raise CniError(Code.INVALID_ENVIRONMENT, "network namespaces need root: run with sudo")
     return Lab(args.name)
@@ -89,5 +90,5 @@ def _existing(args: argparse.Namespace) -> Lab:
     return lab
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
