@@ -15,14 +15,14 @@ from multus_py.kernel.netlink import Netlink
 _LEAKS = ("CNI_", "KUBE", "K8S_", "MULTUS_", "NODE_NAME", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 _KUBECONFIG = os.environ.get("KUBECONFIG")
 
-# How fast a machine makes up examples is no promise of ours.
+# The speed of generating examples is not tested.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take away what the machine or the caller's shell would tell our code; a test sets what it needs."""
+    """Remove variables of the caller's environment that our code reads; a test sets what it needs."""
     for name in [name for name in os.environ if name.upper().startswith(_LEAKS)]:
         monkeypatch.delenv(name)
 

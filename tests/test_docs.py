@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the documents say is true: commands exist, examples load, links lead somewhere."""
+"""The documents are correct: commands exist, examples load, links have targets."""
 
 import json
 import os
@@ -41,13 +41,13 @@ def _targets() -> list[str]:
 
 @pytest.mark.parametrize("line", _commands())
 def test_every_command_line_is_understood(line: str) -> None:
-    """Each line that a reader may copy has words and options that exist."""
+    """Each command line in a document has existing commands and options."""
     words = shlex.split(line)[1:]
     assert parser_of(words[0]).parse_args(words)
 
 
 def test_every_command_is_documented() -> None:
-    """The table in README.md has each command with the words of the overview."""
+    """The table in README.md has each command with the summary of `multus-py --help`."""
     rows = dict(re.findall(r"^\| `multus-py (\w+)` \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert {name: text.replace("`", "") for name, text in rows.items()} == {
         name: command.summary for name, command in COMMANDS.items()
@@ -56,13 +56,13 @@ def test_every_command_is_documented() -> None:
 
 @pytest.mark.parametrize("target", _targets())
 def test_every_make_target_exists(target: str) -> None:
-    """make knows each target that a document names."""
+    """Each make target in a document exists."""
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def test_make_help_lists_every_target() -> None:
-    """`make help` has each target with words, and no other; what only others need is not for people."""
+    """`make help` lists each target with a description, and no other; `root` is a prerequisite only."""
     text = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z]+):", text, re.MULTILINE)) - {"root"}
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -93,7 +93,7 @@ def _walk() -> list[list[str]]:
 
 @pytest.mark.parametrize("row", _walk(), ids=lambda row: row[0][:40])
 def test_each_string_has_a_guard_that_exists(row: list[str]) -> None:
-    """Each row of SECURITY.md is whole, and the functions that it names are there; without one it says so."""
+    """Each row of SECURITY.md is complete and its functions exist; a row without one begins with "none:"."""
     assert len(row) == 4, row
     guards = re.findall(r"`((?:\w+\.)+\w+)`", row[3])
     assert guards or row[3].startswith("none:")
@@ -102,7 +102,7 @@ def test_each_string_has_a_guard_that_exists(row: list[str]) -> None:
 
 
 def test_the_list_in_security_md_is_one_that_we_read() -> None:
-    """What readers copy for a shared cluster is taken, and is all that the text explains."""
+    """The config for a shared cluster is accepted, with all keys that the text explains."""
     shown = re.search(r"```json\n(.*?)```", (ROOT / "SECURITY.md").read_text(), re.DOTALL)
     assert shown
     found = configs.parse({"cniVersion": "1.0.0", **json.loads(shown.group(1))})
@@ -114,7 +114,7 @@ def test_the_list_in_security_md_is_one_that_we_read() -> None:
 
 
 def test_the_examples_load(tmp_path: Path) -> None:
-    """Every manifest is read, and every network that a pod asks for is defined there."""
+    """Every manifest can be read, and every network that a pod requests is defined there."""
     manifests = Manifests(EXAMPLES, tmp_path)
     assert manifests.problems() == []
     defined = {definition.name for definition in manifests.definitions()}
@@ -125,12 +125,12 @@ def test_the_examples_load(tmp_path: Path) -> None:
 
 
 def test_the_examples_have_nothing_to_lint(capsys: pytest.CaptureFixture[str]) -> None:
-    """What newcomers copy passes the linter."""
+    """The examples pass the linter."""
     assert main(["lint", str(EXAMPLES)]) == 0, capsys.readouterr()
 
 
 def test_the_annotation_in_the_readme_is_that_of_the_example() -> None:
-    """README.md shows what examples/pods.yaml has, letter for letter."""
+    """The annotation in README.md is exactly that of examples/pods.yaml."""
     shown = re.search(r"k8s.v1.cni.cncf.io/networks: \|\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert shown
     assert shown.group(1).rstrip() in (EXAMPLES / "pods.yaml").read_text()

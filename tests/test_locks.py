@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The locks in requirements/ hold what pyproject.toml asks for, hash for hash, and not where it came from."""
+"""The locks in requirements/ have what pyproject.toml requires, with hashes and without an index."""
 
 import re
 import subprocess
@@ -46,7 +46,7 @@ def pinned(lock: str, python: str = "3.11") -> dict[str, Version]:
 
 
 def test_each_lock_has_its_source() -> None:
-    """No lock is left over, and none is missing."""
+    """Each lock has a source, and each source a lock."""
     assert set(ASKED) == {lock.stem for lock in LOCKS}
 
 
@@ -74,7 +74,7 @@ def test_every_dependency_has_a_floor() -> None:
 
 
 def test_the_lowest_lock_is_the_lowest() -> None:
-    """What the floors name is what is tested: a floor that was never built is raised to the first version that was."""
+    """The lowest versions of pyproject.toml are the tested ones; one that was never published is raised to the next."""
     versions = pinned("lowest")
     for asked in map(Requirement, RUNTIME + DEV):
         (floor,) = [Version(each.version) for each in asked.specifier if each.operator == ">="]

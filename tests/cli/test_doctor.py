@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`multus-py doctor`: what keeps a node from working is found, named, and told with a remedy; a sound one is fit."""
+"""`multus-py doctor`: problems of a node are found and reported with advice; a sound node is fit."""
 
 import json
 import os
@@ -52,10 +52,10 @@ class Node:
     def doctor(self, *words: str) -> tuple[int, dict[str, list[tuple[str, str, str]]]]:
         """Return the exit status, and (area, fact, advice) by level."""
         status = main(["doctor", "--json", "--root", str(self.root), *words])
-        told = json.loads(self._capsys.readouterr().out)
-        assert told["fit"] == (status == 0)
+        report = json.loads(self._capsys.readouterr().out)
+        assert report["fit"] == (status == 0)
         found: dict[str, list[tuple[str, str, str]]] = {}
-        for each in told["findings"]:
+        for each in report["findings"]:
             found.setdefault(each["level"], []).append((each["area"], each["fact"], each["advice"]))
         return status, found
 
@@ -156,7 +156,7 @@ def test_a_missing_executable_that_we_have_inside_is_no_trouble(node):
 
 
 def test_a_shim_for_another_machine_is_found(node):
-    """An executable that this kernel cannot run is told by its ELF header."""
+    """An executable that this kernel cannot run is detected by its ELF header."""
     text = bytearray(shim.path().read_bytes())
     text[18:20] = (8).to_bytes(2, "little")  # MIPS
     (node.root / "opt/cni/bin/multus-py").write_bytes(text)
@@ -186,7 +186,7 @@ def test_a_runtime_that_looks_elsewhere_is_found(node, text, fact):
     node.put("etc/containerd/config.toml", f"version = 2\n{text}")
     status, found = node.doctor()
     assert status == 1
-    assert any(fact in told for _, told, _ in found["failed"])
+    assert any(fact in found_fact for _, found_fact, _ in found["failed"])
 
 
 def test_cri_o_that_takes_another_network_is_found(node):
@@ -197,7 +197,7 @@ def test_cri_o_that_takes_another_network_is_found(node):
     assert (status, "cni_default_network" in only(found)[1]) == (1, True)
 
 
-def test_folders_that_are_told_win(node):
+def test_folders_of_the_options_win(node):
     """--cni-conf-dir and --cni-bin-dir are looked at in place of what was detected."""
     node.put("other/conf/10-x.conflist", json.dumps({**CONF, "plugins": [{"type": "elsewhere"}]}))
     node.put("other/bin/elsewhere", "").chmod(0o755)
@@ -250,7 +250,7 @@ def test_a_dead_socket_is_found(node, tmp_path):
     assert (status, "no daemon answers" in only(found)[1]) == (1, True)
 
 
-def test_a_daemon_that_is_not_ready_is_told(node, tmp_path):
+def test_a_daemon_that_is_not_ready_is_found(node, tmp_path):
     """It lives, and it waits for something: a warning."""
     folder = tmp_path / "n/run/waiting"
     folder.mkdir(mode=0o700)
@@ -272,8 +272,8 @@ def test_a_wrong_config_is_found(node, tmp_path):
     path = tmp_path / "daemon.json"
     path.write_text(json.dumps({"socketDirr": "/run/multus"}))
     _, found = node.doctor("--config", str(path))
-    told = [each for level in found.values() for each in level if each[0] == "config"]
-    assert [("socketDirr" in fact, "socketDir" in advice) for _, fact, advice in told] == [(True, True)]
+    findings = [each for level in found.values() for each in level if each[0] == "config"]
+    assert [("socketDirr" in fact, "socketDir" in advice) for _, fact, advice in findings] == [(True, True)]
 
 
 def test_a_config_that_is_no_json_is_an_error(node, tmp_path, capsys):
@@ -285,7 +285,7 @@ def test_a_config_that_is_no_json_is_an_error(node, tmp_path, capsys):
 
 
 def test_stale_journal_pages_are_found(node):
-    """A sandbox whose namespace is gone waits for its DEL; one that lives does not; a damaged page is told."""
+    """A sandbox whose namespace is gone is found, a running one is not; a damaged journal file is reported."""
     book = journal.Journal(node.root / "var/lib/cni/multus/attachments")
     body = conflist.parse({"cniVersion": "1.0.0", "name": "n", "type": "t"})
     attachment = Attachment("n", body, "eth0", primary=True, args=(), capabilities={}, default_route=None)
@@ -322,7 +322,7 @@ def test_deletes_that_nobody_replays_are_found(node):
 
 
 def test_kinds_of_links_are_those_of_this_kernel():
-    """What is told can really be made here: each kind is tried again by its own verb, in a namespace of the test."""
+    """Each reported kind can be created in a namespace of the test."""
     found = kernel.kinds()
     path = f"/run/netns/mpt{os.getpid()}doctor"
     namespaces.create(path)
@@ -348,10 +348,10 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
 def test_for_people_it_is_a_table(node, capsys):
     """A line for each finding, the remedy below it, the verdict last."""
     assert main(["doctor", "--root", str(node.root)]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert told[0].startswith("ok")
-    assert told[-1] == "this node is fit"
-    assert any(line.strip().startswith("-> ") for line in told)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("ok")
+    assert lines[-1] == "this node is fit"
+    assert any(line.strip().startswith("-> ") for line in lines)
 
 
 def test_this_machine_can_be_looked_at(capsys):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`multus-py forget`, and how `status`, `doctor`, `uninstall` and `daemon --once` tell of what stays."""
+"""`multus-py forget`, and how `status`, `doctor`, `uninstall` and `daemon --once` report what stays."""
 
 import json
 
@@ -37,7 +37,7 @@ def run(stage: Stage, *words: str) -> int:
 
 
 def test_what_stays_is_listed_with_its_reason(stage, capsys):
-    """status: exit code 1, the network, how often it was tried, the plugin's words."""
+    """status: exit code 1, the network, the number of tries, the plugin's error message."""
     assert 1 == run(stage, "status", "--json")
     (sandbox,) = json.loads(capsys.readouterr().out)
     (failed,) = sandbox["failed"]
@@ -48,7 +48,7 @@ def test_what_stays_is_listed_with_its_reason(stage, capsys):
 
 
 def test_doctor_names_the_way_out(stage, capsys, tmp_path):
-    """The reason, that it is tried again, and the command that drops it."""
+    """The reason, the next try, and the command that removes it."""
     path = tmp_path / "daemon.json"
     path.write_text(json.dumps({"cniDir": str(stage.folder / "cni")}))
     main(["doctor", "--config", str(path), "--json"])
@@ -61,7 +61,7 @@ def test_doctor_names_the_way_out(stage, capsys, tmp_path):
 
 
 def test_it_shows_what_may_leak_and_drops_it(stage, capsys):
-    """A dry run changes nothing; the beginning of the container id is enough."""
+    """A dry run changes nothing; a prefix of the container id is enough."""
     assert 0 == run(stage, "forget", "c1234", "--dry-run", "--json")
     shown = json.loads(capsys.readouterr().out)
     assert ("c1234567890abcdef@eth0", False, ["one"], "host-local") == (
@@ -75,7 +75,7 @@ def test_it_shows_what_may_leak_and_drops_it(stage, capsys):
 
 
 def test_it_refuses_what_lives_and_what_is_not_there(stage, capsys):
-    """A sandbox that is attached has a DEL to come; a name that means none or several is an error."""
+    """A running sandbox is refused, as is an id that matches none or several."""
     stage.plugins.plugin("one")
     stage.run("ADD", "p", container="living")
     for words, said in ((["living"], "lives"), (["nobody"], "is not there"), (["c", "--dry-run"], "")):
@@ -91,7 +91,7 @@ def test_it_refuses_what_lives_and_what_is_not_there(stage, capsys):
 
 
 def test_of_a_sandbox_that_lives_only_what_failed_is_dropped(stage, capsys):
-    """What it has is not touched."""
+    """Its attachments are not changed."""
     stage.plugins.plugin("one")
     stage.run("ADD", "p", container="c1234567890abcdef")
     with stage.node().journal.lock_sandbox("c1234567890abcdef", "eth0") as page:
@@ -103,7 +103,7 @@ def test_of_a_sandbox_that_lives_only_what_failed_is_dropped(stage, capsys):
 
 
 def test_nobody_waits_for_it(stage):
-    """uninstall --drain does not: it depends on us in nothing."""
+    """`uninstall --drain` does not wait for failed networks."""
     left = installation.remaining(stage.folder / "cni")
     assert (False, 0, 1) == (bool(left), left.sandboxes, left.failures)
 
@@ -125,7 +125,7 @@ def test_once_says_what_it_could_not_release(stage, capsys, tmp_path):
 
 
 def test_a_damaged_page_of_a_living_sandbox_stays(stage, capsys):
-    """What its results tell lives on: nothing is dropped without --force."""
+    """Its cached results show that it is running: nothing is removed without --force."""
     stage.plugins.plugin("one")
     stage.run("ADD", "p", container="living")
     (stage.folder / "cni/attachments/living@eth0").write_text("nonsense")

@@ -27,9 +27,9 @@ class LabUnderTest:
         self.name = f"mpt{token_hex(4)}"
         self.root = Path("/run/multus-py/lab") / self.name
 
-    def run(self, deed: str, *words: object) -> int:
-        """Run one deed of `multus-py lab`."""
-        return main(["lab", deed, "--name", self.name, *map(str, words)])
+    def run(self, subcommand: str, *words: object) -> int:
+        """Run one subcommand of `multus-py lab`."""
+        return main(["lab", subcommand, "--name", self.name, *map(str, words)])
 
     def namespaces(self) -> list[str]:
         """List the lab's network namespaces, without its name."""
@@ -177,7 +177,7 @@ def test_a_lab_touches_nothing_of_the_machine(lab: LabUnderTest, tmp_path: Path)
 def test_up_again_attaches_the_new_pods_only(
     lab: LabUnderTest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A lab grows: pods that are there keep their namespace and their address."""
+    """A lab can be extended: existing pods keep their namespace and their address."""
     first = _manifest(tmp_path / "first.yaml", _pod("first"))
     assert lab.run("up", first) == 0
     before = _shown(lab, capsys)
@@ -192,12 +192,12 @@ def test_up_again_attaches_the_new_pods_only(
 def test_a_pod_that_fails_is_cleaned_and_the_others_stay(
     lab: LabUnderTest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The failure names pod and cause; mending the manifest and running it again is all it takes."""
+    """The error names pod and cause; after correcting the manifest `up` attaches the pod."""
     broken = _manifest(tmp_path / "broken.yaml", _pod("broken", "no-such-net"))
     assert lab.run("up", broken, _manifest(tmp_path / "sound.yaml", _pod("sound"))) == 1
-    told = capsys.readouterr().err
-    assert "pod default/broken: FAILED" in told
-    assert "no-such-net" in told
+    errors = capsys.readouterr().err
+    assert "pod default/broken: FAILED" in errors
+    assert "no-such-net" in errors
     assert lab.namespaces() == ["default.sound", "host"]
     _manifest(broken, _pod("broken"))
     assert lab.run("up", broken) == 0
@@ -208,7 +208,7 @@ def test_a_pod_that_fails_is_cleaned_and_the_others_stay(
 def test_manifests_that_cannot_be_read_make_no_lab(
     lab: LabUnderTest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is wrong is told before the first namespace is made."""
+    """Mistakes are reported before the first namespace is created."""
     broken = tmp_path / "broken.yaml"
     broken.write_text("kind: [unclosed")
     assert lab.run("up", broken) == 1
@@ -221,7 +221,7 @@ def test_manifests_that_cannot_be_read_make_no_lab(
 def test_another_primary_takes_the_place_of_the_built_in_one(
     lab: LabUnderTest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--primary names any conf; its network's name is what the status tells."""
+    """--primary names any conf; the status has the name of its network."""
     ipam = {"type": "host-local", "ranges": [[{"subnet": "10.98.0.0/24"}]]}
     conf = tmp_path / "mine.conf"
     conf.write_text(json.dumps({"cniVersion": "0.4.0", "name": "mine", "type": "bridge", "bridge": "b", "ipam": ipam}))
@@ -234,7 +234,7 @@ def test_another_primary_takes_the_place_of_the_built_in_one(
 def test_exec_returns_the_command_s_status(
     lab: LabUnderTest, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A script can rely on it; a pod that is not there is told with those that are."""
+    """The exit status is that of the command; for an unknown pod the error lists the existing ones."""
     assert lab.run("up", _manifest(tmp_path / "pod.yaml", _pod("web"))) == 0
     assert lab.run("exec", "default/web", "--", "sh", "-c", "exit 7") == 7
     capfd.readouterr()
@@ -248,7 +248,7 @@ def test_exec_returns_the_command_s_status(
 def test_down_finishes_when_a_pod_cannot_be_detached(
     lab: LabUnderTest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The trouble is told and is the exit status; namespaces and folders are gone all the same."""
+    """The error is printed and sets the exit status; namespaces and folders are removed all the same."""
     assert lab.run("up", _manifest(tmp_path / "pod.yaml", _pod("web"))) == 0
     launcher = lab.root / "bin" / "multus-py"
     launcher.write_text("#!/bin/sh\necho broken on purpose >&2\nexit 3\n")
@@ -264,7 +264,7 @@ def test_down_finishes_when_a_pod_cannot_be_detached(
 def test_up_begins_anew_with_a_pod_that_was_cut_off(
     lab: LabUnderTest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A pod whose making was interrupted is taken down first: its address comes free, its name is not in the way."""
+    """A pod whose ADD was interrupted is detached first: its address is released, its name can be used."""
     manifest = _manifest(tmp_path / "pod.yaml", _pod("web"))
     assert lab.run("up", manifest) == 0
     record = lab.root / "pods" / "default.web.json"
@@ -280,7 +280,7 @@ def test_up_begins_anew_with_a_pod_that_was_cut_off(
 def test_show_goes_on_when_a_pod_s_namespace_is_gone(
     lab: LabUnderTest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One pod that somebody removed does not hide the others."""
+    """A pod without a namespace does not hide the others."""
     assert lab.run("up", _manifest(tmp_path / "pods.yaml", _pod("gone"), _pod("here"))) == 0
     subprocess.run(["ip", "netns", "del", f"{lab.name}.default.gone"], check=True)
     assert [(pod["pod"], len(pod["interfaces"])) for pod in _shown(lab, capsys)] == [("gone", 0), ("here", 1)]
@@ -290,7 +290,7 @@ def test_show_goes_on_when_a_pod_s_namespace_is_gone(
 
 @needs_root
 def test_down_removes_a_half_made_lab(lab: LabUnderTest) -> None:
-    """A lab whose making was cut off, with a record cut short and a namespace nobody recorded, goes too."""
+    """An incomplete lab, with an incomplete record and a namespace without a record, is removed, too."""
     (lab.root / "pods").mkdir(parents=True)
     (lab.root / "pods" / "default.cut.json").write_text('{"namespace": "default"')
     subprocess.run(["ip", "netns", "add", f"{lab.name}.default.cut"], check=True)
@@ -302,13 +302,13 @@ def test_down_removes_a_half_made_lab(lab: LabUnderTest) -> None:
 
 @needs_root
 def test_without_a_lab_show_says_how_to_begin(lab: LabUnderTest, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first mistake of a newcomer is answered with the first command."""
+    """Without a lab the error names the command that creates one."""
     assert lab.run("show") == 1
     assert "begin with: multus-py lab up FILE" in capsys.readouterr().err
 
 
 def test_without_root_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nobody has to read a traceback to learn that sudo is missing."""
+    """Without root the error is one line that names sudo."""
     was = os.geteuid()
     if was == 0:
         os.seteuid(65534)

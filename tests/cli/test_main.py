@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line as a whole: help, exit statuses, and what a runtime's call must not pay for."""
+"""The command line: help, exit statuses, and imports that a runtime's call must not make."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import pytest
 from multus_py.cli.commands import COMMANDS
 from multus_py.cli.main import main
 
-# What is dear to import, and what no plugin process needs for VERSION.
+# Slow imports that no plugin process needs for VERSION.
 HEAVY = {"kubernetes", "pyroute2", "jsonschema", "yaml", "argparse", "multiprocessing", "asyncio"}
 
 
@@ -28,7 +28,7 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
 
 
 def test_the_overview_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    """Who types `multus-py --help` sees all there is, each with one line."""
+    """`multus-py --help` lists every command with one line."""
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     assert end.value.code == 0
@@ -40,7 +40,7 @@ def test_the_overview_lists_every_command(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--version` prints what was installed."""
+    """`--version` prints the installed version."""
     with pytest.raises(SystemExit) as end:
         main(["--version"])
     assert end.value.code == 0
@@ -49,7 +49,7 @@ def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("words", [[], ["fly"], ["install"], ["lab"], ["lab", "sideways"]])
 def test_wrong_usage_is_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """A wrong word is told with the right ones, and never looks like a failed deed."""
+    """A wrong argument is reported with the usage, and its status is not that of a failed command."""
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == 2

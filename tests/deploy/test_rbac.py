@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest's permissions are those that are used: all deeds succeed with them, and none can be spared."""
+"""The manifest's permissions are those that are used: all operations succeed with them, and each is needed."""
 
 import json
 import logging
@@ -87,13 +87,13 @@ def setting(apiserver: Cluster) -> Setting:
 
 def missed(setting: Setting, kubeconfig: Path, log: pytest.LogCaptureFixture) -> set[str]:
     """Do everything that the daemon asks an API server for; return which permissions were missed."""
-    told: list[str] = []
+    errors: list[str] = []
 
-    def attempt(deed: Callable[[], object]) -> None:
+    def attempt(operation: Callable[[], object]) -> None:
         try:
-            deed()
+            operation()
         except CniError as error:
-            told.append(str(error))
+            errors.append(str(error))
 
     log.clear()
     connection, pod = Client(str(kubeconfig)), Pod(setting.pod.namespace, "p", "", NODE, {})
@@ -113,7 +113,7 @@ def missed(setting: Setting, kubeconfig: Path, log: pytest.LogCaptureFixture) ->
     finally:
         store.close()
         connection.close()
-    return {found for text in [*told, log.text] for found in re.findall(r"allow '([^']+)'", text)}
+    return {found for text in [*errors, log.text] for found in re.findall(r"allow '([^']+)'", text)}
 
 
 def settled(store: CachedApiServer, log: pytest.LogCaptureFixture) -> None:
@@ -128,7 +128,7 @@ def settled(store: CachedApiServer, log: pytest.LogCaptureFixture) -> None:
 def claims(setting: Setting, connection: Client) -> Callable[[Request], dict[str, Any]]:
     """Ask the server, and tell of a claim where it knows none: which requests it refuses is what matters here."""
     result = {"request": "r", "driver": "d", "pool": "p", "device": "x"}
-    told = {
+    replies = {
         "/apis/resource.k8s.io": {"versions": [{"version": "v1"}]},
         f"/api/v1/namespaces/{setting.pod.namespace}/pods/p": {
             "spec": {"nodeName": NODE, "resourceClaims": [{"name": "c", "resourceClaimName": "c"}]}
@@ -141,10 +141,10 @@ def claims(setting: Setting, connection: Client) -> Callable[[Request], dict[str
     def ask(request: Request) -> dict[str, Any]:
         with suppress(NotFound):
             found = connection.send(request, time.monotonic() + 20)
-            if request.path not in told:
+            if request.path not in replies:
                 return dict(found)
         uid = {"metadata": {"uid": ""}} if request.path.startswith("/api/") else {}
-        return {**uid, **told.get(request.path, {"items": []})}
+        return {**uid, **replies.get(request.path, {"items": []})}
 
     return ask
 
@@ -157,13 +157,13 @@ def test_the_manifests_account_can_do_everything(setting, tmp_path, caplog):
 
 @pytest.mark.parametrize("permission", permissions(rules()))
 def test_no_permission_is_too_much(setting, tmp_path, caplog, permission):
-    """Take one permission away, and that very one is missed: so each is used."""
+    """Without one permission exactly this one is reported as missing: so each is used."""
     with account(setting.cluster, without(rules(), permission), tmp_path) as kubeconfig:
         assert missed(setting, kubeconfig, caplog) == {permission}
 
 
 def test_a_stranger_is_not_told_anything(setting, tmp_path, caplog):
-    """Without rules every deed is refused: what passes above passes because of them."""
+    """Without rules every operation is refused: the rules are what permits them."""
     with account(setting.cluster, Rules([], []), tmp_path) as kubeconfig:
         refused = missed(setting, kubeconfig, caplog)
     assert {"list pods", "list network-attachment-definitions.k8s.cni.cncf.io", "create events"} <= refused
@@ -171,7 +171,7 @@ def test_a_stranger_is_not_told_anything(setting, tmp_path, caplog):
 
 def missed_asking(setting: Setting, kubeconfig: Path) -> set[str]:
     """Ask for a client certificate, look what became of it, and tell so; return which permissions were missed."""
-    told: list[str] = []
+    errors: list[str] = []
     connection, wanted = Client(str(kubeconfig)), certificate.create_request(NODE)
     live = ApiServer(str(kubeconfig), 20, NODE)
 
@@ -179,19 +179,19 @@ def missed_asking(setting: Setting, kubeconfig: Path) -> set[str]:
         for _ in range(2):
             certificate.submit(lambda request: connection.send(request, time.monotonic() + 20), wanted, 3600)
 
-    def tell() -> None:
+    def publish() -> None:
         live.event(live.pod(setting.daemon), "Normal", "CertificateRequested", "a test")
 
     try:
-        for deed in (submit, tell):
+        for operation in (submit, publish):
             try:
-                deed()
+                operation()
             except CniError as error:
-                told.append(str(error))
+                errors.append(str(error))
     finally:
         connection.close()
         live.client.close()
-    return {found for text in told for found in re.findall(r"allow '([^']+)'", text)}
+    return {found for text in errors for found in re.findall(r"allow '([^']+)'", text)}
 
 
 def test_who_may_ask_gets_a_request_through(setting, tmp_path):

@@ -108,9 +108,9 @@ def _cilium_alone(system: str, name: str, **more: Any) -> Variant:
 
 
 def _calico_of(system: str, name: str, ip: str, release: str, mtu: int = 0, **more: Any) -> Variant:
-    told = {"settings": {"calico": {"release": release}}, "prepare": _calico, **more}
-    second = ("fd10:244::c482",) if "calico-ipam" in told["settings"] else ()
-    return Variant(system, name, (ip, *second), mac=release >= "3.31", mtu=mtu, **told)
+    options = {"settings": {"calico": {"release": release}}, "prepare": _calico, **more}
+    second = ("fd10:244::c482",) if "calico-ipam" in options["settings"] else ()
+    return Variant(system, name, (ip, *second), mac=release >= "3.31", mtu=mtu, **options)
 
 
 def _azure_of(name: str, *more_ips: str, **more: Any) -> Variant:
@@ -118,8 +118,8 @@ def _azure_of(name: str, *more_ips: str, **more: Any) -> Variant:
 
 
 def _gke_of(name: str, *more_ips: str, gateway: tuple[str, ...] = (), **more: Any) -> Variant:
-    told = {"settings": {"cilium-cni": {"chained-names": ["gke-pod-network"]}}, "prepare": _cilium, **more}
-    return Variant("gke", name, ("10.52.1.2", *more_ips), gateway, **told)
+    options = {"settings": {"cilium-cni": {"chained-names": ["gke-pod-network"]}}, "prepare": _cilium, **more}
+    return Variant("gke", name, ("10.52.1.2", *more_ips), gateway, **options)
 
 
 _DUAL_STACK = {"calico-ipam": {"dual-stack": True}}

@@ -73,19 +73,14 @@ def shape(body: Any) -> Any:
 
 @EVERY
 def test_a_pods_life(world, variant):
-    """Install, ADD, the daemon dies and comes back, CHECK, DEL: what plugins get, what the pod has, what is left."""
-    variant.install(world)
-    world.start()
-    runtime = Runtime(world, ports=variant.ports)
-    code, result = runtime.call("ADD")
-    assert 0 == code, (result, world.log())
-    compare(world, variant, "ADD")
+    """Install, ADD, restart of the daemon, CHECK, DEL: the plugins' input, the pod's interfaces, what is left."""
+    runtime, result = attach_and_compare(world, variant)
     if real := variant.real_result():
         assert shape(real) == shape(json.loads(chain(world, variant, "ADD")[0]["stdout"]))
     assert "eth0" == world.links()[0]
     assert {"net1", "net2"} <= set(world.links())
     assert [*variant.ips] == [ip["address"].partition("/")[0] for ip in result["ips"]]
-    told(world, variant)
+    compare_status(world, variant)
     world.restart()
     assert (0, None) == runtime.call("CHECK")
     compare(world, variant, "CHECK")
@@ -95,7 +90,18 @@ def test_a_pods_life(world, variant):
     assert (0, None) == runtime.call("DEL")
 
 
-def told(world: World, variant: Variant) -> None:
+def attach_and_compare(world: World, variant: Variant) -> tuple[Runtime, Any]:
+    """Install, run ADD and compare what the plugins got; return the runtime and the result."""
+    variant.install(world)
+    world.start()
+    runtime = Runtime(world, ports=variant.ports)
+    code, result = runtime.call("ADD")
+    assert 0 == code, (result, world.log())
+    compare(world, variant, "ADD")
+    return runtime, result
+
+
+def compare_status(world: World, variant: Variant) -> None:
     """Compare network-status with what the pod has and with what the variant's result says."""
     first, *others = world.status()
     wanted = {
@@ -120,13 +126,8 @@ def test_executables_in_the_nodes_root(world, name):
     """A daemon in a container with chrootDir: executables find their files and each other where the node has them."""
     world.chrooted = False
     variant = systems.named(name)
-    variant.install(world)
-    world.start()
-    runtime = Runtime(world, ports=variant.ports)
-    code, result = runtime.call("ADD")
-    assert 0 == code, (result, world.log())
-    compare(world, variant, "ADD")
-    told(world, variant)
+    runtime, _ = attach_and_compare(world, variant)
+    compare_status(world, variant)
     assert (0, None) == runtime.call("CHECK")
     assert (0, None) == runtime.call("DEL")
     compare(world, variant, "DEL")
@@ -135,7 +136,7 @@ def test_executables_in_the_nodes_root(world, name):
 
 @pytest.mark.parametrize("name", ["cilium-current", "weave-current"])
 def test_one_plugins_conf_instead_of_a_list(world, tmp_path, name):
-    """Older releases wrote a single config (05-cilium.conf, 10-weave.conf): the plugin is told the same."""
+    """Older releases wrote a single config (05-cilium.conf, 10-weave.conf): the plugin gets the same input."""
     variant = systems.named(name)
     body = variant.body
     single = tmp_path / variant.conflist.with_suffix(".conf").name
@@ -147,7 +148,7 @@ def test_one_plugins_conf_instead_of_a_list(world, tmp_path, name):
     alone = libcni.Attachment(json.dumps({**body, "plugins": body["plugins"][:1]}), "", "", "", {}, {})
     (added,) = chain(world, variant, "ADD")
     assert alone.configs("ADD", [])[0][1] == libcni.exact(added["stdin"])
-    told(world, variant)
+    compare_status(world, variant)
     world.restart()
     assert 0 == runtime.call("DEL")[0]
     (deleted,) = chain(world, variant, "DEL")
@@ -257,8 +258,8 @@ def test_numbers_under_the_keys_of_names(world, file, settings, annotations, wan
     assert 0 == code, result
     real = json.loads((systems.DATA / "aws" / file).read_text())
     assert shape(real) == shape(json.loads(chain(world, variant, "ADD")[0]["stdout"]))
-    told_of = [(one["interface"], one.get("ips"), one.get("default")) for one in world.status()]
-    assert wanted == told_of[: len(wanted)]
+    published = [(one["interface"], one.get("ips"), one.get("default")) for one in world.status()]
+    assert wanted == published[: len(wanted)]
     assert not [one for one in world.status()[: len(wanted)] if "mac" in one]
     world.restart()
     assert (0, None) == runtime.call("DEL")
@@ -341,7 +342,7 @@ def test_the_sign_that_a_system_is_ready(world, name, sign):
 
 
 def test_a_delete_that_the_system_refuses_is_kept(world):
-    """Calico cannot delete without its nodename file: the error is told, and the next DEL still knows everything."""
+    """Calico cannot delete without its nodename file: the error is returned, and the next DEL has all records."""
     runtime = attached(world, systems.named("calico-manifest-v3.31"))
     world.at("/var/lib/calico/nodename").unlink()
     code, error = runtime.call("DEL")

@@ -64,7 +64,7 @@ class World:
     host: str
     netns: str
     process: subprocess.Popen[bytes] | None = None
-    chrooted: bool = True  # False: the daemon stays outside and is told `chrootDir`, as in a container
+    chrooted: bool = True  # False: the daemon stays outside and has `chrootDir` set, as in a container
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -205,10 +205,12 @@ class World:
 
     def shim(self, verb: str, config: Mapping[str, Any], **env: str) -> tuple[int, Any]:
         """Run the shim in the node as the runtime does; return exit code and what it printed."""
-        told = json.dumps({"socketDir": SOCKET, "cniDir": STATE, **config})
+        config_json = json.dumps({"socketDir": SOCKET, "cniDir": STATE, **config})
         command = ["/usr/sbin/chroot", self.root, f"{BIN}/multus-py"]
         env = {"CNI_COMMAND": verb, "CNI_PATH": BIN, **env}
-        done = subprocess.run(command, input=told, env=env, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command, input=config_json, env=env, capture_output=True, text=True, timeout=60, check=False
+        )
         return done.returncode, json.loads(done.stdout) if done.stdout.strip() else None
 
     def run(self, program: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
@@ -221,10 +223,10 @@ class World:
     def calls(self, plugin: str = "", verb: str = "") -> list[dict[str, Any]]:
         """Return what the recorded and scripted executables were asked, in the order of their ends."""
         path = self.at("/var/log/cni-calls")
-        told = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        calls = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [
             call
-            for call in told
+            for call in calls
             if plugin in ("", Path(call["argv0"]).name) and verb in ("", call["env"]["CNI_COMMAND"])
         ]
 
@@ -296,9 +298,9 @@ class Runtime:
         conf = json.loads(first.read_text())
         plugin = dict(conf["plugins"][0])
         declared = plugin.get("capabilities", {})
-        told = {key: value for key, value in self.capabilities.items() if declared.get(key)}
+        runtime_config = {key: value for key, value in self.capabilities.items() if declared.get(key)}
         config = {**plugin, "name": conf["name"], "cniVersion": max(conf["cniVersions"]), **more,
-                  **({"runtimeConfig": told} if told else {})}  # fmt: skip
+                  **({"runtimeConfig": runtime_config} if runtime_config else {})}  # fmt: skip
         return self.world.shim(
             verb, config, CNI_CONTAINERID=self.container, CNI_NETNS=self.world.netns if netns is None else netns,
             CNI_IFNAME="eth0", CNI_ARGS=";".join(f"{key}={value}" for key, value in self.args.items()),
