@@ -109,4 +109,4 @@ def test_a_burst_of_sockets_leaves_few_buffers():
     many = [netlink.open(None) for _ in range(100)]
     for one in many:
         one.close()
-    assert len(wire._rooms) <= 16
+    assert len(wire._buffers) <= 16
