@@ -335,9 +335,7 @@ def _must_uninstall(config: DaemonConfig, keeper: "CertificateRotation | None") 
     settings = configs.parse({"name": "multus-py", **config.overlay})
     ref = _own_pod()
     if ref is None or not (_kubeconfig(config, settings) or os.environ.get("KUBERNETES_SERVICE_HOST")):
-        log.warning(
-            "our conf stays: POD_NAMESPACE, POD_NAME and an API server are needed to know whose pod this is"
-        )
+        log.warning("our conf stays: POD_NAMESPACE, POD_NAME and an API server are needed to know whose pod this is")
         return False
     from multus_py.kube import daemonset
     from multus_py.kube.session import Client

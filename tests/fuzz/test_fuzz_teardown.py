@@ -181,7 +181,7 @@ def test_a_sealed_page_of_any_shape_is_read_or_damaged(stage: Stage, lines: list
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(map(_sealed, lines)) + torn)
     looker = reconciler.Reconciler(Spool(stage.folder / "spool"), lambda tombstone: None, lambda what: None)
-    looker.tell_missing(node, [])
+    looker.report_missing(node, [])
     looker.release_dead(node)
     path.write_bytes(b"".join(map(_sealed, lines)) + torn)
     with node.journal.lock_sandbox("c", "eth0") as page:
