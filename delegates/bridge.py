@@ -62,7 +62,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Port:
-    """What ADD made: the bridge as it was before the port came, and the name of the host's end."""
+    """What ADD created: the bridge as it was before, and the name of the host's end."""
 
     bridge: Link
     host: str
@@ -70,7 +70,7 @@ class Port:
 
 @requested.cached_for_add
 def parse(call: Call) -> Config:
-    """Read the config and what the call asks for beside it; code 7 names the key that is wrong."""
+    """Read the config and what the call requests; code 7 names the key that is wrong."""
     fields = Fields(call.config, "bridge")
     if fields.flag("ipMasq") or fields.flag("macspoofchk"):
         raise CniError(
@@ -131,9 +131,9 @@ def add(request: Request) -> Result:
 
 
 def delete(request: Request) -> None:
-    """Remove the pair and release the addresses, each whatever the other met; the bridge stays."""
+    """Remove the pair and release the addresses; an error of one does not keep the other from running."""
     call = request.call
-    # The interface first: an address that is free again must not be in use here for a moment longer.
+    # The interface first: an address must not be in use here after it is released.
     run_all(
         f"delete {call.ifname}",
         lambda: configure.remove_interface(call.netns, call.ifname),
@@ -142,7 +142,7 @@ def delete(request: Request) -> None:
 
 
 def check(request: Request) -> None:
-    """Raise when the pair, its place on the bridge, an address or a route is not what ADD answered."""
+    """Raise when the pair, its bridge port, an address or a route is not what ADD returned."""
     call, config = request.call, parse(request.call)
     configure.run_ipam(request)
     promised = configure.prev_result(call)
@@ -232,7 +232,7 @@ def _make_bridge(host: Netlink, config: Config) -> Link:
     try:
         host.create_bridge(config.bridge, mtu=config.mtu, vlan_filtering=config.filters_vlans)
     except NetlinkError as error:
-        if error.errno != errno.EEXIST:  # somebody else, who attaches another pod just now, was faster
+        if error.errno != errno.EEXIST:  # a concurrent ADD created it
             raise
     return host.link(config.bridge)
 
@@ -269,7 +269,7 @@ def _remove(host: Netlink, name: str) -> None:
 
 
 def _set_vlans(host: Netlink, port: int, config: Config) -> None:
-    """Give a port its VLANs: the access VLAN untagged, those of the trunk tagged, and the default one unless kept."""
+    """Set the VLANs of a port: the access VLAN untagged, those of the trunk tagged; the default one only if kept."""
     if not config.filters_vlans:
         return
     if not config.keep_default_vlan and any(vlan.vid == _DEFAULT_VLAN for vlan in host.vlans(port)):

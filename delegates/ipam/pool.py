@@ -87,7 +87,7 @@ class Pool:
         return freed + sum(self._free(name, owner) for name in mine)
 
     def last(self, n: int) -> Address | None:
-        """Return where the last search in range set *n* ended, None when nothing readable says."""
+        """Return where the last search in range set *n* ended, None when it cannot be read."""
         return _address(self.holder(f"{_LAST}{n}"))
 
     def set_last(self, n: int, given: Address) -> None:

@@ -336,14 +336,14 @@ def _announce(link: Link, ips: tuple[IP, ...]) -> None:
 
 
 def _release_function(call: Call) -> None:
-    """Give back what the attachment of *call* holds; what it does not hold is somebody else's, or free already."""
+    """Release the function of *call*; one that it does not have belongs to another attachment, or is free."""
     fields = Fields(call.config, "sriov")
     leases = Leases(Path(fields.text("dataDir") or DATA_DIR))
     owner = _owner(call)
     if devices := leases.of(owner):
         run_all("give back", *(partial(_return, leases, device, owner) for device in devices))
-    elif kept := takeover.read_saved(leases.folder, owner):
-        _return_kept(leases, kept, owner)
+    elif saved := takeover.read_saved(leases.folder, owner):
+        _restore_saved(leases, saved, owner)
     elif device := _device(call, fields):
         with netlink.open() as host, leases.hold(device) as slot:
             _recover(host, slot, call)
@@ -352,19 +352,19 @@ def _release_function(call: Call) -> None:
 def _return(leases: Leases, device: str, owner: Owner) -> None:
     with netlink.open() as host, leases.hold(device) as slot:
         lease = slot.lease
-        if lease and lease.owner.same(owner):  # else somebody was faster
+        if lease and lease.owner.same(owner):  # else another ADD has it now
             _restore(host, lease, owner.netns or lease.owner.netns)
             slot.clear()
 
 
-def _return_kept(leases: Leases, kept: SavedState, owner: Owner) -> None:
-    """Give back what sriov-cni gave away, unless somebody else has it by now."""
-    with netlink.open() as host, leases.hold(kept.device) as slot:
+def _restore_saved(leases: Leases, saved: SavedState, owner: Owner) -> None:
+    """Restore a function that sriov-cni attached, unless another attachment has it now."""
+    with netlink.open() as host, leases.hold(saved.device) as slot:
         netns = slot.foreign
         if slot.lease is None and (netns in ("", owner.netns) or not _exists(netns)):
-            virtual_function.restore(host, BUS, kept.device, kept.before, owner.netns or netns)
+            virtual_function.restore(host, BUS, saved.device, saved.before, owner.netns or netns)
             slot.clear()
-        kept.path.unlink(missing_ok=True)
+        saved.path.unlink(missing_ok=True)
 
 
 def _restore(host: Netlink, lease: Lease, netns: str) -> None:
@@ -374,7 +374,7 @@ def _restore(host: Netlink, lease: Lease, netns: str) -> None:
 
 
 def _recover(host: Netlink, slot: Slot, call: Call) -> None:
-    """Give back a function whose lease was lost, when the mark on its interface says that it is this attachment's."""
+    """Restore a function without a lease, when the mark on its interface is that of this attachment."""
     if slot.lease or not BUS.exists(slot.device):
         return
     link = host.device(slot.device) or _inside(call.netns, slot.device)

@@ -3,7 +3,7 @@
 
 <folder>/leases/<device>            owner and earlier state as JSON, replaced as a whole; gone when the device is free
 <folder>/pci/<device>               the owner's namespace, for sriov-cni, which refuses a device with a living one
-<folder>/pci/vf_lock/<device>.lock  flock, as sriov-cni takes it: held while somebody decides about the device
+<folder>/pci/vf_lock/<device>.lock  flock, as sriov-cni takes it: held while the device is changed
 """
 
 import errno
@@ -32,7 +32,7 @@ class Owner:
     netns: str
 
     def same(self, other: "Owner") -> bool:
-        """Tell whether both are one attachment; a namespace may be told late, or not at all."""
+        """Tell whether both are one attachment; a namespace may be known later, or not at all."""
         return (self.container_id, self.ifname) == (other.container_id, other.ifname)
 
 
@@ -96,7 +96,7 @@ class Leases:
 
     @contextmanager
     def hold(self, device: str) -> Iterator[Slot]:
-        """Lock a device's lease; a process that dies lets go. Whoever holds it must not wait for other programs."""
+        """Lock a device's lease; the lock of a killed process is released. Do not wait for other programs under it."""
         path = self.folder / "pci/vf_lock" / f"{device}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def boot_id() -> str:
 
 
 def _read(path: Path) -> Lease | None:
-    """Return a lease; one that cannot be read counts as lost, for then the device itself says more than the file."""
+    """Return a lease; one that cannot be read counts as lost: then the state of the device itself decides."""
     try:
         body = json.loads(_text(path))
         owner = Owner(str(body["containerId"]), str(body["ifName"]), str(body["netns"]))
