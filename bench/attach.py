@@ -28,7 +28,7 @@ from typing import Any
 sys.path += [str(Path(__file__).parents[1] / "tests")]
 
 from running import Running
-from story import Stage, namespace
+from stage import Stage, namespace
 
 from multus_py.install import shim
 from multus_py.kernel import namespaces
